@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``nnunet_dhc <verb>``: build the parser from the verb modules and run one of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from nnunet_dhc import __version__
+from nnunet_dhc.errors import UserError
+
+# Each name is a module of this package with HELP, add_arguments(parser) and run(args).
+VERBS = ()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser with one sub-parser per verb; importing it never imports torch."""
+    parser = argparse.ArgumentParser(prog="nnunet_dhc", description="Semi-supervised training for nnU-Net v2.")
+    parser.add_argument("--version", action="version", version=f"nnunet_dhc {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in VERBS:
+        module = import_module(f"nnunet_dhc.cli.{verb.replace('import', 'import_')}")
+        sub = verbs.add_parser(verb, help=module.HELP, description=module.HELP)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; an error is one line on standard error and exit code 2."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"nnunet_dhc {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"nnunet_dhc {args.verb}: interrupted; what was finished is kept.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
