@@ -27,6 +27,7 @@ if __name__ == "__main__":
             "filelock",
             "tqdm",
         ],
+        extras_require={"test": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy", "setuptools>=70.1"]},
         entry_points={
             "torch.backends": ["nnunet_dhc = nnunet_dhc._autoload:register"],
             "console_scripts": ["nnunet_dhc = nnunet_dhc.cli.main:main"],
