@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 EPS = 1e-8
+COUNTER_ROWS = 1024
 
 
 def count_voxels(label_map: Tensor, num_classes: int, ignore_label: int | None = None) -> Tensor:
@@ -27,17 +28,25 @@ def count_voxels(label_map: Tensor, num_classes: int, ignore_label: int | None =
     """
     flat = label_map.detach().reshape(-1)
     bins = num_classes if ignore_label is None else max(num_classes, ignore_label + 1)
-    if flat.device.type == "cpu":
-        if flat.dtype == torch.bool:
-            flat = flat.view(torch.uint8)
-        counts = torch.bincount(flat, minlength=bins)[:bins]
-    else:
-        # bincount reads the largest value back to the host on an accelerator; comparing with every class does not.
-        classes = torch.arange(bins, device=flat.device, dtype=torch.int16)
-        counts = torch.stack([(flat == index).sum() for index in classes.unbind()])
+    if flat.dtype == torch.bool:
+        flat = flat.view(torch.uint8)
+    counts = torch.bincount(flat, minlength=bins) if flat.device.type == "cpu" else _scatter_count(flat, bins)
     if ignore_label is not None and ignore_label < num_classes:
-        counts = counts.index_fill(0, torch.full((1,), ignore_label, device=counts.device), 0)
+        counts[ignore_label] = 0
     return counts[:num_classes]
+
+
+def _scatter_count(flat: Tensor, bins: int) -> Tensor:
+    """`torch.bincount` without reading the largest value back to the host.
+
+    Neighboring voxels mostly share a class, so each goes to another of many rows of counters: else the additions to
+    the counter of the background would wait for each other.
+    """
+    row = torch.arange(flat.numel(), device=flat.device) % COUNTER_ROWS
+    counters = torch.zeros(COUNTER_ROWS * bins, dtype=torch.int32, device=flat.device)
+    one = torch.ones(1, dtype=torch.int32, device=flat.device)
+    counters.scatter_add_(0, row.mul_(bins).add_(flat), one.expand(flat.numel()))
+    return counters.view(COUNTER_ROWS, bins).sum(0, dtype=torch.int64)
 
 
 def hard_dice(true_positives: Tensor, predicted: Tensor, labeled: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class ClassWeighting(ABC):
             raise ValueError(f"this is no state of {name}: it has {sorted(state)}, not {sorted(self.state_dict())}")
         for key, own in self._state.items():
             if state[key].shape != own.shape:
-                raise ValueError(f"{name}: saved {key} has shape {tuple(state[key].shape)}, expected {tuple(own.shape)}")
+                raise ValueError(f"{name}: saved {key} has shape {tuple(state[key].shape)}, not {tuple(own.shape)}")
             if self.mode == "robust" and not bool(torch.isfinite(state[key]).all()):
                 raise ValueError(f"{name}: saved {key} is not finite, the run that wrote it had already diverged")
         self._state = {key: state[key].detach().to(own.device, own.dtype).clone() for key, own in self._state.items()}
@@ -113,7 +113,7 @@ class ClassWeighting(ABC):
             raise ValueError(f"{type(self).__name__}.update needs its statistic ({self.reads})")
         if statistic.shape != (self.num_classes,):
             raise ValueError(
-                f"{type(self).__name__} got a statistic of shape {tuple(statistic.shape)}, expected ({self.num_classes},)"
+                f"{type(self).__name__} got a statistic of shape {tuple(statistic.shape)}, not ({self.num_classes},)"
             )
         if self.weights.device != statistic.device:
             self.to(statistic.device)

@@ -42,8 +42,8 @@ class DiffDW(ClassWeighting):
     """Difficulty-aware debiased weighting from the Dice of each class on the labeled patches.
 
     d_i = ((du_i + 1e-8) / (dl_i + 1e-8))^alpha, raw_i = d_i * r_i, w = scale * raw / max_j raw_j
-    ema:    du <- m du + (1 - m) unlearned, dl <- m dl + (1 - m) learned, r <- m r + (1 - m) (1 - dice), m = (tau-1)/tau,
-            from du = dl = 0 and r = 1
+    ema:    du <- m du + (1 - m) unlearned, dl <- m dl + (1 - m) learned, r <- m r + (1 - m) (1 - dice),
+            m = (tau - 1) / tau, from du = dl = 0 and r = 1
     window: du, dl, r are the sums of unlearned, learned, 1 - dice over the last tau steps
     unlearned and learned are those of `learning_speed`.
 

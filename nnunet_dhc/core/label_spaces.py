@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a voxel can be labeled as: one of several classes, or a member of overlapping regions.
+
+Both kinds offer the same methods, so that a trainer never asks which one it has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_dhc.core.class_counts import count_voxels
+from nnunet_dhc.core.loss_sums import LossSums, sigmoid_sums, softmax_sums
+from nnunet_dhc.core.weighted_losses import weighted_cross_entropy, weighted_soft_dice_loss
+
+
+class Overlap(NamedTuple):
+    """Voxel counts of a prediction against a target, shape (k,), int64 each, ignored voxels left out."""
+
+    true_positives: Tensor
+    predicted: Tensor
+    labeled: Tensor
+
+
+class LabelSpace(ABC):
+    """Pseudo labels, counts and losses of one kind of target.
+
+    Targets are nnU-Net's. `class_weights` has length `num_classes`; None weighs all alike. Losses are computed in
+    float32 whatever the dtype of the logits, and are finite for finite logits.
+
+    Args:
+        num_classes: Length k of counts and class weights.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def pseudo_label(self, logits: Tensor) -> Tensor:
+        """The hard prediction, as a target without ignored voxels and without gradient."""
+
+    @abstractmethod
+    def count(self, target: Tensor) -> Tensor:
+        """Voxels per class, shape (k,), int64, ignored voxels left out."""
+
+    @abstractmethod
+    def overlap(self, prediction: Tensor, target: Tensor) -> Overlap:
+        """Count how a pseudo label agrees with a target, where the target is not ignored."""
+
+    @abstractmethod
+    def loss_sums(self, logits: Tensor, target: Tensor, overlap: bool = True) -> LossSums:
+        """Everything the losses need of the voxels; `overlap` is needed for Dice only."""
+
+    @abstractmethod
+    def cross_entropy_of(
+        self, sums: LossSums, class_weights: Tensor | None, across_ranks: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """`cross_entropy` from sums that were made before, perhaps joined from several batches."""
+
+    @abstractmethod
+    def soft_dice_loss_of(
+        self,
+        sums: LossSums,
+        class_weights: Tensor | None,
+        smooth: float,
+        pooled_over_batch: bool,
+        across_ranks: bool = False,
+    ) -> Tensor:
+        """`soft_dice_loss` from sums that were made before."""
+
+    def cross_entropy(
+        self, logits: Tensor, target: Tensor, class_weights: Tensor | None, across_ranks: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted cross entropy and the sum of the weights it hit, see `weighted_cross_entropy`."""
+        return self.cross_entropy_of(self.loss_sums(logits, target, overlap=False), class_weights, across_ranks)
+
+    def soft_dice_loss(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        class_weights: Tensor | None,
+        smooth: float,
+        pooled_over_batch: bool,
+        across_ranks: bool = False,
+    ) -> Tensor:
+        """Weighted negative soft Dice, see `weighted_soft_dice_loss`."""
+        sums = self.loss_sums(logits, target)
+        return self.soft_dice_loss_of(sums, class_weights, smooth, pooled_over_batch, across_ranks)
+
+    def cross_entropy_and_dice(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        class_weights: Tensor | None,
+        smooth: float,
+        pooled_over_batch: bool,
+        across_ranks: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(cross entropy, soft Dice loss, hit weight) from one reading of the logits."""
+        sums = self.loss_sums(logits, target)
+        cross_entropy, hit_weight = self.cross_entropy_of(sums, class_weights, across_ranks)
+        dice = self.soft_dice_loss_of(sums, class_weights, smooth, pooled_over_batch, across_ranks)
+        return cross_entropy, dice, hit_weight
+
+    @staticmethod
+    def downsample(target: Tensor, spatial_shape: Sequence[int]) -> Tensor:
+        """Take the nearest voxels, as nnU-Net's DownsampleSegForDSTransform does (torch's nearest-exact).
+
+        Args:
+            target: Shape (b, c, x, y[, z]), any dtype.
+            spatial_shape: Sizes of the result along x, y[, z].
+
+        Returns:
+            Target of the new size, same dtype; the input itself where nothing changes.
+        """
+        for axis, size in enumerate(spatial_shape, start=2):
+            old_size = target.shape[axis]
+            if size != old_size:
+                positions = torch.arange(old_size, dtype=torch.float32, device=target.device)
+                nearest = F.interpolate(positions[None, None], size=int(size), mode="nearest-exact")[0, 0]
+                target = target.index_select(axis, nearest.long())
+        return target
+
+
+class ClassLabels(LabelSpace):
+    """Mutually exclusive classes under a softmax.
+
+    Targets: class indices, shape (b, 1, x, y[, z]), integer, which may hold `ignore_label`. Pseudo labels: the same,
+    int64, without it. Dice is over the foreground, classes 1 to k - 1.
+
+    Args:
+        num_classes: k, background included.
+        ignore_label: Value of voxels that take no part; nnU-Net's is k.
+    """
+
+    def __init__(self, num_classes: int, ignore_label: int | None = None) -> None:
+        super().__init__(num_classes)
+        self.ignore_label = ignore_label
+
+    def pseudo_label(self, logits: Tensor) -> Tensor:
+        return logits.detach().argmax(1, keepdim=True)
+
+    def count(self, target: Tensor) -> Tensor:
+        return count_voxels(target, self.num_classes, self.ignore_label)
+
+    def overlap(self, prediction: Tensor, target: Tensor) -> Overlap:
+        k = self.num_classes
+        if self.ignore_label is not None:
+            prediction = torch.where(target == self.ignore_label, k, prediction)
+        agreed = torch.where(prediction == target, prediction, k)
+        return Overlap(count_voxels(agreed, k, k), count_voxels(prediction, k, k), self.count(target))
+
+    def loss_sums(self, logits: Tensor, target: Tensor, overlap: bool = True) -> LossSums:
+        return softmax_sums(logits, target, self.ignore_label, overlap)
+
+    def cross_entropy_of(
+        self, sums: LossSums, class_weights: Tensor | None, across_ranks: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        return weighted_cross_entropy(sums, class_weights, across_ranks)
+
+    def soft_dice_loss_of(
+        self,
+        sums: LossSums,
+        class_weights: Tensor | None,
+        smooth: float,
+        pooled_over_batch: bool,
+        across_ranks: bool = False,
+    ) -> Tensor:
+        weights = None if class_weights is None else class_weights[1:]
+        return weighted_soft_dice_loss(sums.from_class(1), weights, smooth, pooled_over_batch, across_ranks)
+
+
+class RegionLabels(LabelSpace):
+    """Overlapping regions, each under a sigmoid.
+
+    Targets: membership, shape (b, r, x, y[, z]), bool or 0/1; with `has_ignore_channel` (b, r + 1, x, y[, z]), whose
+    last channel marks ignored voxels. Pseudo labels: bool, r channels; they are accepted as targets in both cases.
+
+    Counts and class weights have length k = 1 + r: index 0 is "voxels in no region", index i + 1 is region i (a voxel
+    in two regions counts for both). Every region is a binary problem, so its weight acts on whole terms:
+    CE_w = sum_i w_(i+1) mean_v BCE_vi / sum_i w_(i+1),  D_w = -(1/r) sum_i w_(i+1) SD_i;  w_0 enters neither.
+
+    Args:
+        num_regions: r.
+        has_ignore_channel: Whether targets carry the ignore channel.
+    """
+
+    def __init__(self, num_regions: int, has_ignore_channel: bool = False) -> None:
+        super().__init__(1 + num_regions)
+        self.num_regions = num_regions
+        self.has_ignore_channel = has_ignore_channel
+
+    def _split(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Membership, and the valid voxels (None: all)."""
+        if self.has_ignore_channel and target.shape[1] == self.num_regions + 1:
+            return target[:, :-1], target[:, -1:] == 0
+        return target, None
+
+    def pseudo_label(self, logits: Tensor) -> Tensor:
+        return logits.detach() > 0
+
+    def _count(self, member: Tensor, valid: Tensor | None) -> Tensor:
+        outside = ~member.any(1, keepdim=True)
+        every = torch.cat([outside, member], 1)
+        if valid is not None:
+            every = every & valid
+        return every.transpose(0, 1).flatten(1).sum(1)
+
+    def count(self, target: Tensor) -> Tensor:
+        member, valid = self._split(target)
+        return self._count(member.bool(), valid)
+
+    def overlap(self, prediction: Tensor, target: Tensor) -> Overlap:
+        member, valid = self._split(target)
+        member, prediction = member.bool(), prediction.bool()
+        outside = ~(member.any(1, keepdim=True) | prediction.any(1, keepdim=True))
+        agreed = torch.cat([outside, member & prediction], 1)
+        if valid is not None:
+            agreed = agreed & valid
+        return Overlap(
+            agreed.transpose(0, 1).flatten(1).sum(1), self._count(prediction, valid), self._count(member, valid)
+        )
+
+    def loss_sums(self, logits: Tensor, target: Tensor, overlap: bool = True) -> LossSums:
+        member, valid = self._split(target)
+        return sigmoid_sums(logits, member, valid, overlap)
+
+    def cross_entropy_of(
+        self, sums: LossSums, class_weights: Tensor | None, across_ranks: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        return weighted_cross_entropy(sums, None if class_weights is None else class_weights[1:], across_ranks)
+
+    def soft_dice_loss_of(
+        self,
+        sums: LossSums,
+        class_weights: Tensor | None,
+        smooth: float,
+        pooled_over_batch: bool,
+        across_ranks: bool = False,
+    ) -> Tensor:
+        weights = None if class_weights is None else class_weights[1:]
+        return weighted_soft_dice_loss(sums, weights, smooth, pooled_over_batch, across_ranks)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Per-sample, per-class sums from which cross entropy and soft Dice are made, for any class weights.
+
+Both losses need no more of the voxels than five numbers per sample and class, so the logits are read once for both,
+class weights and reductions over ranks act on tiny tensors, and no one-hot map and no softmax is kept for the backward
+pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over the voxels of each sample that are not ignored.
+
+    Args:
+        cross_entropy: Sum of the cross entropy of the voxels that belong to class k, shape (b, k), floating. For
+            regions: of the binary cross entropy of all voxels.
+        hits: Number of voxels in that sum, shape (b, k), floating.
+        intersection: Sum of the probability of class k over its own voxels, shape (b, k), floating; None if not made.
+        predicted: Sum of the probability of class k, shape (b, k), floating; None if not made.
+        labeled: Voxels labeled k, shape (b, k), floating.
+    """
+
+    cross_entropy: Tensor
+    hits: Tensor
+    intersection: Tensor | None
+    predicted: Tensor | None
+    labeled: Tensor
+
+    def join(self, other: LossSums) -> LossSums:
+        """The sums of both batches as one batch; the overlap is kept if both have it."""
+
+        def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            return None if a is None or b is None else torch.cat([a, b])
+
+        return LossSums(
+            torch.cat([self.cross_entropy, other.cross_entropy]),
+            torch.cat([self.hits, other.hits]),
+            both(self.intersection, other.intersection),
+            both(self.predicted, other.predicted),
+            torch.cat([self.labeled, other.labeled]),
+        )
+
+    def from_class(self, first: int) -> LossSums:
+        """The sums of classes `first` and up."""
+
+        def tail(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[:, first:]
+
+        return LossSums(
+            self.cross_entropy[:, first:],
+            self.hits[:, first:],
+            tail(self.intersection),
+            tail(self.predicted),
+            self.labeled[:, first:],
+        )
+
+
+def softmax_sums(logits: Tensor, target: Tensor, ignore_label: int | None = None, overlap: bool = True) -> LossSums:
+    """Make the sums of mutually exclusive classes.
+
+    p = softmax(logits);  cross_entropy_k = sum over v with y_v = k of -ln p_vk,  intersection_k = sum over the same
+    voxels of p_vk,  predicted_k = sum_v p_vk,  hits_k = labeled_k = #{v : y_v = k}
+
+    Args:
+        logits: Shape (b, k, x, y[, z]), floating; computed in float32 (float64 stays).
+        target: Class indices, shape (b, 1, x, y[, z]), integer, in [0, k) or `ignore_label`.
+        ignore_label: Value of voxels that take no part.
+        overlap: Whether the sums for soft Dice are made too.
+
+    Returns:
+        `LossSums` with gradients with respect to `logits`.
+
+    Raises:
+        ValueError: If the shapes do not belong together.
+
+    Source: own; the closed form of the gradients of cross entropy and soft Dice through the softmax.
+    Deviations: none.
+    """
+    if target.shape != (logits.shape[0], 1, *logits.shape[2:]):
+        raise ValueError(f"target of shape {tuple(target.shape)} does not belong to logits {tuple(logits.shape)}")
+    flat_target = target.detach().flatten(1)
+    cross_entropy, intersection, predicted, labeled = _SoftmaxSums.apply(
+        logits.flatten(2), flat_target, -1 if ignore_label is None else ignore_label, overlap
+    )
+    if not overlap:
+        return LossSums(cross_entropy, labeled, None, None, labeled)
+    return LossSums(cross_entropy, labeled, intersection, predicted, labeled)
+
+
+def sigmoid_sums(logits: Tensor, target: Tensor, valid: Tensor | None = None, overlap: bool = True) -> LossSums:
+    """Make the sums of overlapping regions, each a binary problem of its own.
+
+    p = sigmoid(logits);  cross_entropy_r = sum_v BCE(p_vr, y_vr),  hits_r = number of valid voxels,
+    intersection_r = sum_v p_vr y_vr,  predicted_r = sum_v p_vr,  labeled_r = sum_v y_vr
+
+    Args:
+        logits: Shape (b, r, x, y[, z]), floating; computed in float32 (float64 stays).
+        target: Membership, same shape, bool or 0/1.
+        valid: Voxels that take part, shape (b, 1, x, y[, z]), bool; None: all.
+        overlap: Whether the sums for soft Dice are made too.
+
+    Returns:
+        `LossSums` with gradients with respect to `logits`, k read as r.
+
+    Raises:
+        ValueError: If the shapes do not belong together.
+
+    Source: nnU-Net's region-based training.
+    Deviations: none.
+    """
+    if target.shape != logits.shape:
+        raise ValueError(f"target of shape {tuple(target.shape)} does not belong to logits {tuple(logits.shape)}")
+    scores = logits.flatten(2)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    truth = target.detach().flatten(2).to(scores.dtype)
+    bce = F.binary_cross_entropy_with_logits(scores, truth, reduction="none")
+    if valid is None:
+        hits = torch.full_like(truth[..., 0], float(truth.shape[-1]))
+        mask = None
+    else:
+        mask = valid.detach().flatten(2).to(scores.dtype)
+        hits = mask.sum(2).expand(-1, truth.shape[1])
+        bce = bce * mask
+        truth = truth * mask
+    labeled = truth.sum(2)
+    if not overlap:
+        return LossSums(bce.sum(2), hits, None, None, labeled)
+    probs = torch.sigmoid(scores)
+    predicted = probs.sum(2) if mask is None else (probs * mask).sum(2)
+    return LossSums(bce.sum(2), hits, (probs * truth).sum(2), predicted, labeled)
+
+
+def _per_class(values: Tensor, index: Tensor, k: int) -> Tensor:
+    """Sum `values` (n,) by class index (n,) into (k,), accurate for millions of voxels."""
+    if values.device.type == "cpu":
+        return torch.bincount(index, weights=values.double(), minlength=k)[:k].to(values.dtype)
+    return torch.zeros(k, values.shape[0], dtype=values.dtype, device=values.device).scatter_(
+        0, index[None], values[None]
+    ).sum(1)
+
+
+class _SoftmaxSums(torch.autograd.Function):
+    """One sample at a time; the backward pass makes the softmax again instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, ignore: int, overlap: bool) -> tuple[Tensor, ...]:
+        b, k, _ = logits.shape
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        sums = torch.zeros(4, b, k, dtype=dtype, device=logits.device)
+        for sample in range(b):
+            index, valid = _index_and_mask(target[sample], ignore, dtype)
+            log_probs = torch.log_softmax(logits[sample].to(dtype), 0)
+            own = log_probs.gather(0, index[None])[0]
+            own_probs = own.exp()
+            if valid is not None:
+                own, own_probs = own * valid, own_probs * valid
+            sums[0, sample] = _per_class(-own, index, k)
+            ones = torch.ones_like(own) if valid is None else valid
+            sums[3, sample] = _per_class(ones, index, k)
+            if overlap:
+                sums[1, sample] = _per_class(own_probs, index, k)
+                probs = log_probs.exp_()
+                sums[2, sample] = (probs if valid is None else probs.mul_(valid)).sum(1)
+        ctx.save_for_backward(logits, target)
+        ctx.ignore, ctx.overlap = ignore, overlap
+        labeled = sums[3].clone()
+        ctx.mark_non_differentiable(labeled)
+        return sums[0].clone(), sums[1].clone(), sums[2].clone(), labeled
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target = ctx.saved_tensors
+        of_entropy, of_intersection, of_predicted = gradients[:3]
+        result = torch.empty_like(logits)
+        dtype = of_entropy.dtype
+        for sample in range(logits.shape[0]):
+            index, valid = _index_and_mask(target[sample], ctx.ignore, dtype)
+            probs = torch.softmax(logits[sample].to(dtype), 0)
+            # cross entropy: g_y (p_j - [j = y]);  Dice: p_j (g_j - sum_i p_i g_i), where g_i is the gradient with
+            # respect to p_i, of_predicted_i + [i = y] of_intersection_y
+            own_entropy = of_entropy[sample][index]
+            if ctx.overlap:
+                own_probs = probs.gather(0, index[None])[0]
+                own_overlap = own_probs * of_intersection[sample][index]
+                gradient = probs * of_predicted[sample][:, None]
+                mean = gradient.sum(0) + own_overlap
+                gradient.addcmul_(probs, (mean - own_entropy)[None], value=-1.0)
+                at_target = own_overlap - own_entropy
+            else:
+                gradient = probs.mul_(own_entropy)
+                at_target = -own_entropy
+            gradient.scatter_add_(0, index[None], at_target[None])
+            if valid is not None:
+                gradient.mul_(valid)
+            result[sample] = gradient
+        return result, None, None, None
+
+
+def _index_and_mask(target: Tensor, ignore: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    index = target.long()
+    if ignore < 0:
+        return index, None
+    valid = index != ignore
+    return index * valid, valid.to(dtype)
