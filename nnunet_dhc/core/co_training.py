@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nnunet_dhc.core.across_ranks import sum_across_ranks
 from nnunet_dhc.core.class_counts import hard_dice
 from nnunet_dhc.core.class_weighting import ClassWeighting
 from nnunet_dhc.core.label_spaces import LabelSpace
-from nnunet_dhc.core.rank_reduction import sum_over_ranks
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,15 @@ class CoTrainingObjective:
     Source: DHC (Wang & Li, MICCAI 2023), Eq. 1-2 and the released training step.
     """
 
-    def __init__(self, labels: LabelSpace, weighting_a: ClassWeighting, weighting_b: ClassWeighting,
-                 composition: LossComposition, output_factors: Sequence[float] = (1.0,),
-                 across_ranks: bool = False) -> None:
+    def __init__(
+        self,
+        labels: LabelSpace,
+        weighting_a: ClassWeighting,
+        weighting_b: ClassWeighting,
+        composition: LossComposition,
+        output_factors: Sequence[float] = (1.0,),
+        across_ranks: bool = False,
+    ) -> None:
         self.labels = labels
         self.weighting_a = weighting_a
         self.weighting_b = weighting_b
@@ -115,9 +121,17 @@ class CoTrainingObjective:
                 weighting.update(counted)
         return self.weighting_a.weights, self.weighting_b.weights, torch.stack(counts)
 
-    def terms(self, outputs_a: Sequence[Tensor], outputs_b: Sequence[Tensor], targets: Sequence[Tensor],
-              pseudo_a: Tensor, pseudo_b: Tensor, weights_a: Tensor, weights_b: Tensor,
-              unsupervised: bool = True) -> CoTrainingTerms:
+    def terms(
+        self,
+        outputs_a: Sequence[Tensor],
+        outputs_b: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        pseudo_a: Tensor,
+        pseudo_b: Tensor,
+        weights_a: Tensor,
+        weights_b: Tensor,
+        unsupervised: bool = True,
+    ) -> CoTrainingTerms:
         """Losses of both networks.
 
         Args:
@@ -139,19 +153,33 @@ class CoTrainingObjective:
             empty = empty_1 + empty_2
         return CoTrainingTerms(supervised_a, supervised_b, unsupervised_a, unsupervised_b, empty)
 
-    def supervised(self, outputs: Sequence[Tensor], targets: Sequence[Tensor],
-                   class_weights: Tensor) -> tuple[Tensor, Tensor]:
+    def supervised(
+        self, outputs: Sequence[Tensor], targets: Sequence[Tensor], class_weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """S of one network on the labeled patches (the first rows), and how many of its cross entropies were empty."""
         num_labeled = targets[0].shape[0]
         total = _Sum(self, outputs[0])
         for factor, logits, target in zip(self.output_factors, outputs, targets, strict=True):
             if factor:
-                total.add(factor, self.labels, logits[:num_labeled], target, class_weights,
-                          self.composition.supervised_ce, self.composition.supervised_dice)
+                total.add(
+                    factor,
+                    self.labels,
+                    logits[:num_labeled],
+                    target,
+                    class_weights,
+                    self.composition.supervised_ce,
+                    self.composition.supervised_dice,
+                )
         return total.loss, total.empty
 
-    def unsupervised(self, outputs: Sequence[Tensor], peer_logits: Tensor, peer_pseudo_label: Tensor,
-                     class_weights: Tensor, first_patch: int = 0) -> tuple[Tensor, Tensor]:
+    def unsupervised(
+        self,
+        outputs: Sequence[Tensor],
+        peer_logits: Tensor,
+        peer_pseudo_label: Tensor,
+        class_weights: Tensor,
+        first_patch: int = 0,
+    ) -> tuple[Tensor, Tensor]:
         """U of one network against its peer's pseudo label, from patch ``first_patch`` on."""
         composition, labels, pseudo_label = self.composition, self.labels.without_ignore(), peer_pseudo_label
         if composition.confidence_threshold > 0:
@@ -161,13 +189,19 @@ class CoTrainingObjective:
         total = _Sum(self, outputs[0])
         for factor, logits in zip(factors, outputs, strict=False):
             if factor:
-                total.add(factor, labels, logits[first_patch:],
-                          labels.downsample(pseudo_label[first_patch:], logits.shape[2:]), class_weights,
-                          composition.unsupervised_ce, composition.unsupervised_dice)
+                total.add(
+                    factor,
+                    labels,
+                    logits[first_patch:],
+                    labels.downsample(pseudo_label[first_patch:], logits.shape[2:]),
+                    class_weights,
+                    composition.unsupervised_ce,
+                    composition.unsupervised_dice,
+                )
         return total.loss, total.empty
 
     def _summed(self, counts: Tensor) -> Tensor:
-        return sum_over_ranks(counts) if self.across_ranks else counts
+        return sum_across_ranks(counts) if self.across_ranks else counts
 
 
 class _Sum:
@@ -178,14 +212,23 @@ class _Sum:
         self.loss = like.new_zeros((), dtype=torch.float32)
         self.empty = like.new_zeros((), dtype=torch.float32)
 
-    def add(self, factor: float, labels: LabelSpace, logits: Tensor, target: Tensor, class_weights: Tensor,
-            ce_factor: float, dice_factor: float) -> None:
+    def add(
+        self,
+        factor: float,
+        labels: LabelSpace,
+        logits: Tensor,
+        target: Tensor,
+        class_weights: Tensor,
+        ce_factor: float,
+        dice_factor: float,
+    ) -> None:
         composition, across_ranks = self._objective.composition, self._objective.across_ranks
+        sums = labels.loss_sums(logits, target, overlap=dice_factor > 0)
         if ce_factor:
-            cross_entropy, hit_weight = labels.cross_entropy(logits, target, class_weights, across_ranks=across_ranks)
+            cross_entropy, hit_weight = labels.cross_entropy_of(sums, class_weights, across_ranks)
             self.loss = self.loss + factor * ce_factor * cross_entropy
-            self.empty += (hit_weight == 0)
+            self.empty += hit_weight == 0
         if dice_factor:
-            self.loss = self.loss + factor * dice_factor * labels.soft_dice_loss(
-                logits, target, class_weights, composition.dice_smooth, composition.dice_pooled_over_batch,
-                across_ranks=across_ranks)
+            self.loss = self.loss + factor * dice_factor * labels.soft_dice_loss_of(
+                sums, class_weights, composition.dice_smooth, composition.dice_pooled_over_batch, across_ranks
+            )

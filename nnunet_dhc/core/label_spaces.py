@@ -53,6 +53,24 @@ class LabelSpace(ABC):
         """Count how a pseudo label agrees with a target, where the target is not ignored."""
 
     @abstractmethod
+    def without_ignore(self) -> LabelSpace:
+        """The same labels for targets in which no voxel is ignored, such as pseudo labels."""
+
+    @abstractmethod
+    def with_ignore(self) -> LabelSpace:
+        """The same labels for targets in which voxels may be ignored, see `keep_confident`."""
+
+    @abstractmethod
+    def keep_confident(self, pseudo_label: Tensor, logits: Tensor, threshold: float) -> Tensor:
+        """Ignore the voxels of a pseudo label whose probability is below `threshold`; a target of `with_ignore()`.
+
+        Args:
+            pseudo_label: From `pseudo_label(logits)`.
+            logits: Shape (b, heads, x, y[, z]), without gradient.
+            threshold: In [0, 1]. For regions a voxel is kept if every region is decided with that probability.
+        """
+
+    @abstractmethod
     def loss_sums(self, logits: Tensor, target: Tensor, overlap: bool = True) -> LossSums:
         """Everything the losses need of the voxels; `overlap` is needed for Dice only."""
 
@@ -145,6 +163,16 @@ class ClassLabels(LabelSpace):
     def pseudo_label(self, logits: Tensor) -> Tensor:
         return logits.detach().argmax(1, keepdim=True)
 
+    def without_ignore(self) -> ClassLabels:
+        return ClassLabels(self.num_classes)
+
+    def with_ignore(self) -> ClassLabels:
+        return ClassLabels(self.num_classes, ignore_label=self.num_classes)
+
+    def keep_confident(self, pseudo_label: Tensor, logits: Tensor, threshold: float) -> Tensor:
+        confidence = logits.float().softmax(1).amax(1, keepdim=True)
+        return torch.where(confidence >= threshold, pseudo_label, self.num_classes)
+
     def count(self, target: Tensor) -> Tensor:
         return count_voxels(target, self.num_classes, self.ignore_label)
 
@@ -203,6 +231,17 @@ class RegionLabels(LabelSpace):
 
     def pseudo_label(self, logits: Tensor) -> Tensor:
         return logits.detach() > 0
+
+    def without_ignore(self) -> RegionLabels:
+        return RegionLabels(self.num_regions)
+
+    def with_ignore(self) -> RegionLabels:
+        return RegionLabels(self.num_regions, has_ignore_channel=True)
+
+    def keep_confident(self, pseudo_label: Tensor, logits: Tensor, threshold: float) -> Tensor:
+        # sigmoid(|z|) is the probability of the decision, whichever it is
+        unsure = (logits.float().abs().sigmoid() < threshold).any(1, keepdim=True)
+        return torch.cat([pseudo_label, unsure], 1)
 
     def _count(self, member: Tensor, valid: Tensor | None) -> Tensor:
         outside = ~member.any(1, keepdim=True)

@@ -15,8 +15,14 @@ def __getattr__(name: str) -> type:
     base = trainer_class(base_name)
 
     # nnU-Net reads the five argument names from the locals of __init__, so they are spelled out.
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")):
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ):
         base.__init__(self, plans, configuration, fold, dataset_json, device)
         self.num_epochs = epochs
 

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``nnunet_dhc configure``: settings of the recipe, under a plans identifier of their own."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "write plans whose settings override the recipe of a trainer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", metavar="DATASET", help="dataset name or id")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from (default: nnUNetPlans)")
+    parser.add_argument("-o", metavar="NEW_PLANS", help="identifier of the new plans, to be used with -p")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting; may be repeated")
+    parser.add_argument(
+        "--architecture-b-from", metavar="PLANS", help="give sub-network B the architecture of these plans"
+    )
+    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="configurations that get that architecture")
+    parser.add_argument("--overwrite", action="store_true", help="replace plans that exist under the new identifier")
+    parser.add_argument("--list", action="store_true", help="list all settings with their defaults")
+
+
+def run(args: argparse.Namespace) -> None:
+    from nnunet_dhc.errors import UserError
+    from nnunet_dhc.nnunet.configure_plans import configure_plans, parse_setting
+    from nnunet_dhc.nnunet.recipe import settings_help
+
+    if args.list:
+        for name, default, expected, meaning in settings_help():
+            print(f"{name} = {default!r}\n    {meaning} ({expected})")
+        return
+    if not args.d or not args.o:
+        raise UserError(
+            "-d and -o are needed (or --list): nnunet_dhc configure -d 501 -o nnUNetPlansMine --set lambda_max=0.2"
+        )
+    path = configure_plans(
+        args.d, args.p, args.o, dict(map(parse_setting, args.set)), args.architecture_b_from, args.c, args.overwrite
+    )
+    print(f"{path}\nuse it with -p {args.o}")

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sub-networks A and B as one module, so that saving, loading, DDP, compile and prediction stay on nnU-Net's code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+Output = Literal["mean", "both", "a", "b"]
+Logits = Tensor | list[Tensor]
+
+
+class CoTrainedPair(nn.Module):
+    """Two sub-networks that see the same patches.
+
+    ``output`` says what ``forward`` gives; it is an explicit switch because validation and prediction both put the
+    module into evaluation mode and need different outputs:
+
+    - ``"mean"`` (default, what nnU-Net's predictor gets): the mean of the logits of A and B,
+    - ``"both"``: the tuple (logits of A, logits of B),
+    - ``"a"``, ``"b"``: one sub-network alone.
+
+    Logits have shape (b, k, *spatial); with deep supervision they are a list, full resolution first.
+    """
+
+    def __init__(self, sub_network_a: nn.Module, sub_network_b: nn.Module) -> None:
+        super().__init__()
+        self.sub_network_a = sub_network_a
+        self.sub_network_b = sub_network_b
+        self.output: Output = "mean"
+
+    @property
+    def sub_networks(self) -> tuple[nn.Module, nn.Module]:
+        return self.sub_network_a, self.sub_network_b
+
+    def forward(self, images: Tensor) -> Logits | tuple[Logits, Logits]:
+        if self.output == "a":
+            return self.sub_network_a(images)
+        if self.output == "b":
+            return self.sub_network_b(images)
+        logits_a, logits_b = self.sub_network_a(images), self.sub_network_b(images)
+        return (logits_a, logits_b) if self.output == "both" else mean_logits(logits_a, logits_b)
+
+    @contextmanager
+    def giving(self, output: Output) -> Iterator[None]:
+        """Give another output inside a ``with`` block."""
+        previous, self.output = self.output, output
+        try:
+            yield
+        finally:
+            self.output = previous
+
+
+def mean_logits(logits_a: Logits, logits_b: Logits) -> Logits:
+    """Mean of two outputs of the same form."""
+    if isinstance(logits_a, (list, tuple)):
+        return [(a + b) / 2 for a, b in zip(logits_a, logits_b, strict=True)]
+    return (logits_a + logits_b) / 2
+
+
+def unwrapped(network: nn.Module) -> CoTrainedPair:
+    """The pair inside nnU-Net's DDP and compile wrappers."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    if isinstance(network, OptimizedModule):
+        network = network._orig_mod
+    return network
+
+
+def initialize_convolutions(network: nn.Module, scheme: Literal["kaiming", "xavier"]) -> None:
+    """Draw the weights of all convolutions anew (transposed ones and biases keep what they have, as in DHC's code)."""
+    draw = nn.init.kaiming_normal_ if scheme == "kaiming" else nn.init.xavier_normal_
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            draw(module.weight)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an epoch adds up on the device and reads once at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_dhc.core.across_ranks import sum_across_ranks
+from nnunet_dhc.core.class_counts import hard_dice
+from nnunet_dhc.core.label_spaces import LabelSpace
+
+LOSS_TERMS = ("total", "supervised_a", "supervised_b", "unsupervised_a", "unsupervised_b")
+
+
+class TrainingStatistics:
+    """Losses, skipped steps and pseudo-label counts of the training steps of one epoch."""
+
+    def __init__(self) -> None:
+        self._losses = np.zeros(len(LOSS_TERMS))
+        self._counts: Tensor | None = None
+        self.steps = 0
+        self.finite_steps = 0
+        self.unlabeled_steps = 0
+        self.non_finite_steps = 0
+        self.amp_overflow_steps = 0
+        self.empty_cross_entropies = 0
+        self.gradient_share = float("nan")
+        self.unlabeled_gradient_share = float("nan")
+
+    def add(self, losses: np.ndarray, empty: float, counts: Tensor | None, finite: bool, overflow: bool) -> None:
+        """One step: its losses in the order of ``LOSS_TERMS``, and the pseudo-label counts, (2, k) on the device."""
+        self.steps += 1
+        self.non_finite_steps += not finite
+        self.amp_overflow_steps += overflow
+        self.empty_cross_entropies += int(empty)
+        if finite:
+            self.finite_steps += 1
+            self._losses += losses
+        if counts is not None:
+            self.unlabeled_steps += 1
+            self._counts = counts if self._counts is None else self._counts + counts
+
+    def read(self) -> dict[str, Any]:
+        """Values for the epoch log; waits for the device once."""
+        mean = self._losses / max(self.finite_steps, 1)
+        shares: list[list[float]] = [[], []]
+        if self._counts is not None:
+            counts = self._counts.double().cpu()
+            shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).tolist()
+        return {
+            "losses": dict(zip(LOSS_TERMS, mean.tolist(), strict=True)),
+            "pseudo_label_share_a": shares[0],
+            "pseudo_label_share_b": shares[1],
+            "unsupervised_gradient_share": self.gradient_share,
+            "unlabeled_gradient_share": self.unlabeled_gradient_share,
+            "steps": self.steps,
+            "steps_with_unlabeled": self.unlabeled_steps,
+            "skipped_steps": self.non_finite_steps,
+            "amp_overflow_steps": self.amp_overflow_steps,
+            "empty_cross_entropies": self.empty_cross_entropies,
+        }
+
+
+class ValidationStatistics:
+    """Hard Dice of A, of B and of their mean, and how far A and B are apart, on an epoch's validation patches."""
+
+    def __init__(self, labels: LabelSpace) -> None:
+        self._labels = labels
+        self._overlaps: dict[str, list[Tensor]] = {}
+        self._logit_gap: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, logits_a: Tensor, logits_b: Tensor, target: Tensor) -> None:
+        """One batch: full-resolution logits (b, k, *spatial) and nnU-Net's target."""
+        labels = self._labels
+        predictions = {
+            "a": labels.pseudo_label(logits_a),
+            "b": labels.pseudo_label(logits_b),
+            "mean": labels.pseudo_label((logits_a + logits_b) / 2),
+        }
+        for name, prediction in predictions.items():
+            self._add_overlap(name, labels.overlap(prediction, target))
+        self._add_overlap("agreement", labels.without_ignore().overlap(predictions["a"], predictions["b"]))
+        gap = torch.stack(
+            (
+                (logits_a.float() - logits_b.float()).abs().mean(),
+                (logits_a.float().abs() + logits_b.float().abs()).mean() / 2,
+            )
+        )
+        self._logit_gap = gap if self._logit_gap is None else self._logit_gap + gap
+
+    def _add_overlap(self, name: str, overlap: tuple[Tensor, Tensor, Tensor]) -> None:
+        stacked = torch.stack(tuple(overlap))
+        previous = self._overlaps.get(name)
+        self._overlaps[name] = stacked if previous is None else previous + stacked
+
+    def read(self, across_ranks: bool) -> dict[str, Any]:
+        """Foreground Dice by class (NaN = in neither), agreement (Dice of A against B), relative logit gap."""
+        if across_ranks:
+            self._overlaps = {name: sum_across_ranks(overlap) for name, overlap in self._overlaps.items()}
+            self._logit_gap = sum_across_ranks(self._logit_gap)
+        values: dict[str, Any] = {
+            f"dice_{name}": hard_dice(*self._overlaps[name]).cpu()[1:].tolist() for name in ("a", "b", "mean")
+        }
+        both, predicted_a, predicted_b = (n[1:].sum().item() for n in self._overlaps["agreement"])
+        foreground = predicted_a + predicted_b
+        values["agreement"] = 2 * both / foreground if foreground else float("nan")
+        difference, magnitude = self._logit_gap.cpu().tolist()
+        values["relative_logit_gap"] = difference / magnitude if magnitude else 0.0
+        return values

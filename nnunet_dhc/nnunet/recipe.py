@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of a pair trainer, its default, its range, and how the plans override it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from nnunet_dhc.errors import UserError
+
+PLANS_KEY = "nnunet_dhc"
+WEIGHTINGS = ("none", "distdw", "diffdw", "crest", "simis", "cld")
+
+
+def _choice(*values: str):
+    return lambda value: value in values, "one of " + ", ".join(values)
+
+
+def _between(low: float, high: float):
+    return (
+        lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high,
+        f"a number from {low:g} to {high:g}",
+    )
+
+
+def _integer_or_none(low: int):
+    return (
+        lambda value: value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= low),
+        f"an integer >= {low}, or null",
+    )
+
+
+_BOOLEAN = (lambda value: isinstance(value, bool), "true or false")
+_MAPPING = (lambda value: isinstance(value, Mapping), "a JSON object")
+
+
+def _setting(default: Any, check: tuple, help_text: str) -> Any:
+    metadata = {"check": check[0], "expected": check[1], "help": help_text}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a pair trainer; a trainer class sets them, ``plans["nnunet_dhc"]`` overrides them.
+
+    The objective of a step is S_A + S_B + lambda * (U_A + U_B) with
+    S = supervised_ce * CE_w + supervised_dice * Dice_w on labeled patches against the reference, and
+    U = unsupervised_ce * CE_w + unsupervised_dice * Dice_w against the other sub-network's pseudo label.
+    """
+
+    weighting_a: str = _setting("diffdw", _choice(*WEIGHTINGS), "class weighting of sub-network A")
+    weighting_b: str = _setting("distdw", _choice(*WEIGHTINGS), "class weighting of sub-network B")
+    weighting_mode: str = _setting(
+        "robust",
+        _choice("robust", "released"),
+        "numerical policy of the weightings: guarded, or as in the released code",
+    )
+    weighting_a_options: dict = _setting({}, _MAPPING, 'further arguments of A\'s weighting, for example {"tau": 50}')
+    weighting_b_options: dict = _setting({}, _MAPPING, "further arguments of B's weighting")
+    counts_from: str = _setting(
+        "unlabeled", _choice("unlabeled", "labeled"), "patches whose pseudo labels DistDW and CReST count"
+    )
+    supervised_ce: float = _setting(1.0, _between(0, 100), "factor of the supervised cross entropy")
+    supervised_dice: float = _setting(1.0, _between(0, 100), "factor of the supervised Dice term")
+    unsupervised_ce: float = _setting(1.0, _between(0, 100), "factor of the cross entropy on pseudo labels")
+    unsupervised_dice: float = _setting(0.0, _between(0, 100), "factor of the Dice term on pseudo labels")
+    unsupervised_on: str = _setting(
+        "all",
+        _choice("all", "unlabeled"),
+        "patches that the pseudo labels supervise: labeled and unlabeled, or unlabeled",
+    )
+    unsupervised_deep_supervision: bool = _setting(True, _BOOLEAN, "pseudo labels also at the coarser outputs")
+    dice_smooth: float = _setting(1e-5, _between(0, 1e3), "smoothing constant of the Dice terms, in voxels")
+    dice_pooled_over_batch: bool | None = _setting(
+        None,
+        (lambda value: value is None or isinstance(value, bool), "true, false or null"),
+        "Dice over the whole batch; null follows the plans' batch_dice",
+    )
+    confidence_threshold: float = _setting(
+        0.0, _between(0, 1), "pseudo labels below this probability supervise nothing"
+    )
+    lambda_max: float = _setting(0.1, _between(0, 100), "final weight of the unsupervised term")
+    ramp_length: float = _setting(1.0, _between(0, 1), "part of the training over which lambda rises; 0 = no ramp")
+    ramp_lag_epochs: int = _setting(0, _between(0, 10), "epochs by which lambda lags behind (released code: 1)")
+    unlabeled_schedule: str = _setting(
+        "always",
+        _choice("always", "ramp"),
+        "draw unlabeled patches in every step, or as often as lambda / lambda_max says",
+    )
+    unlabeled_minimum_rate: float = _setting(0.1, _between(0, 1), 'lowest rate of the schedule "ramp"')
+    initialization_a: str = _setting("plans", _choice("plans", "kaiming", "xavier"), "initialisation of A")
+    initialization_b: str = _setting("plans", _choice("plans", "kaiming", "xavier"), "initialisation of B")
+    architecture_b: dict = _setting(
+        {}, _MAPPING, 'architecture of B by configuration, as in the plans\' key "architecture"; empty = as A'
+    )
+    mirror_axes: list | None = _setting(
+        None,
+        (
+            lambda value: value is None or (isinstance(value, (list, tuple)) and all(a in (0, 1, 2) for a in value)),
+            "a list of array axes (0, 1, 2), or null",
+        ),
+        "axes mirrored in augmentation and prediction; null = all",
+    )
+    num_epochs: int | None = _setting(None, _integer_or_none(1), "epochs; null = nnU-Net's 1000")
+    num_iterations_per_epoch: int | None = _setting(None, _integer_or_none(1), "steps an epoch; null = nnU-Net's 250")
+    num_val_iterations_per_epoch: int | None = _setting(
+        None, _integer_or_none(1), "validation steps an epoch; null = nnU-Net's 50"
+    )
+    low_memory: str = _setting(
+        "auto", _choice("auto", "on", "off"), "train the sub-networks one after the other, patch group by patch group"
+    )
+    max_non_finite_steps: int = _setting(25, _between(1, 10000), "non-finite losses in a row that end the training")
+    collapse_patience: int | None = _setting(
+        None, _integer_or_none(1), "epochs at Dice or share 0 before the alarm; null = 5 % of the epochs"
+    )
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if not setting.metadata["check"](value):
+                raise UserError(
+                    f"setting {setting.name} = {value!r} of nnunet_dhc must be {setting.metadata['expected']}; "
+                    f"correct it with `nnunet_dhc configure --set {setting.name}=...`"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def overridden(recipe: Recipe, overrides: Mapping[str, Any], source: str) -> Recipe:
+    """Recipe with other values for some settings.
+
+    Raises:
+        UserError: Unknown setting or a value outside its range; the message names ``source`` and what is valid.
+    """
+    known = {setting.name for setting in fields(Recipe)}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise UserError(
+            f"{source}: unknown setting {', '.join(unknown)} of nnunet_dhc; valid are {', '.join(sorted(known))}"
+        )
+    try:
+        return replace(recipe, **overrides)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def recipe_from_plans(recipe: Recipe, plans: Mapping[str, Any]) -> Recipe:
+    """The trainer's recipe with what ``plans["nnunet_dhc"]`` overrides."""
+    return overridden(recipe, plans.get(PLANS_KEY, {}), f"plans {plans.get('plans_name', '?')}")
+
+
+def settings_help() -> list[tuple[str, Any, str, str]]:
+    """(name, default, what is valid, meaning) of every setting, for the command line and the docs."""
+    default = Recipe()
+    return [(s.name, getattr(default, s.name), s.metadata["expected"], s.metadata["help"]) for s in fields(Recipe)]

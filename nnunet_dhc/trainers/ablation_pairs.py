@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other pairs of DHC's Table 3 (ablation of which weighting goes to which sub-network).
+
+They differ in two words each, so they stand together: the table of the paper is one thing.
+"""
+
+from dataclasses import replace
+
+from nnunet_dhc.trainers.dhc_released import nnUNetTrainerDHCReleased
+from nnunet_dhc.trainers.pair_trainer import PairTrainer
+
+_RELEASED = replace(nnUNetTrainerDHCReleased.recipe, weighting_mode="robust", initialization_b="xavier")
+
+
+class nnUNetTrainerPairDistDWDistDW(PairTrainer):
+    """A weighted by DistDW, B by DistDW, each from its own predictions."""
+
+    recipe = replace(_RELEASED, weighting_a="distdw", weighting_b="distdw")
+
+
+class nnUNetTrainerPairDiffDWDiffDW(PairTrainer):
+    """A weighted by DiffDW, B by DiffDW, each from its own predictions."""
+
+    recipe = replace(_RELEASED, weighting_a="diffdw", weighting_b="diffdw")
+
+
+class nnUNetTrainerPairDistDWCReST(PairTrainer):
+    """A weighted by DistDW, B by CReST, each from its own predictions."""
+
+    recipe = replace(_RELEASED, weighting_a="distdw", weighting_b="crest")
+
+
+class nnUNetTrainerPairDistDWSimiS(PairTrainer):
+    """A weighted by DistDW, B by SimiS, each from its own predictions."""
+
+    recipe = replace(_RELEASED, weighting_a="distdw", weighting_b="simis")
+
+
+class nnUNetTrainerPairDiffDWCReST(PairTrainer):
+    """A weighted by DiffDW, B by CReST, each from its own predictions."""
+
+    recipe = replace(_RELEASED, weighting_a="diffdw", weighting_b="crest")
+
+
+class nnUNetTrainerPairDiffDWSimiS(PairTrainer):
+    """A weighted by DiffDW, B by SimiS, each from its own predictions."""
+
+    recipe = replace(_RELEASED, weighting_a="diffdw", weighting_b="simis")

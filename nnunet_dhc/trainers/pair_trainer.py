@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer of a co-trained pair: nnU-Net's, with a second stream of data, a second network and another objective."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.helpers import dummy_context
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, autocast, nn
+
+from nnunet_dhc.core.collapse import CollapseMonitor
+from nnunet_dhc.core.rampup import gaussian_rampup
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet import seeding
+from nnunet_dhc.nnunet.architecture_b import configuration_of_b
+from nnunet_dhc.nnunet.checkpoint import read_checkpoint, save_extended
+from nnunet_dhc.nnunet.cotrained_pair import CoTrainedPair, initialize_convolutions, mean_logits, unwrapped
+from nnunet_dhc.nnunet.epoch_statistics import TrainingStatistics, ValidationStatistics
+from nnunet_dhc.nnunet.fold_cases import ensure_splits_file, read_fold_cases
+from nnunet_dhc.nnunet.objective import build_objective, class_names
+from nnunet_dhc.nnunet.paired_loader import PairedLoader
+from nnunet_dhc.nnunet.preparation import TrainingData, prepare_training_data
+from nnunet_dhc.nnunet.recipe import Recipe, recipe_from_plans
+from nnunet_dhc.nnunet.run_files import RunFiles
+from nnunet_dhc.nnunet.step_timer import StepTimer
+from nnunet_dhc.nnunet.unlabeled_loader import UnlabeledDataset
+from nnunet_dhc.nnunet.unlabeled_stream import unlabeled_stream
+
+GRADIENT_NORM_LIMIT = 12  # nnU-Net's, here for each sub-network by itself
+
+
+class PairTrainer(nnUNetTrainer):
+    """Base of every pair: a subclass sets ``recipe`` and, for controls, ``uses_unlabeled``."""
+
+    recipe = Recipe()
+    uses_unlabeled = True
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ):
+        self._continues = bool(plans.get("continue_training"))  # nnU-Net's __init__ takes it out of the plans
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.recipe = recipe_from_plans(type(self).recipe, self.plans_manager.plans)
+        self.num_epochs = self.recipe.num_epochs or self.num_epochs
+        self.num_iterations_per_epoch = self.recipe.num_iterations_per_epoch or self.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = (
+            self.recipe.num_val_iterations_per_epoch or self.num_val_iterations_per_epoch
+        )
+        self.save_every = sys.maxsize  # we write checkpoint_latest ourselves, after _best_ema of the epoch is known
+        self.seed = seeding.requested_seed()
+        self.data: TrainingData | None = None
+        self.objective = self.monitor = None  # -> initialize
+        self.files = RunFiles(self.output_folder)
+        self.timer = StepTimer(self.device)
+        self._checkpoint_state: dict | None = None
+        self._non_finite_in_a_row = 0
+
+    # ---- networks and objective ----
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        sub_networks = [
+            nnUNetTrainer.build_network_architecture(
+                plans_manager, configuration, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+            for configuration in (configuration_manager, configuration_of_b(plans_manager, configuration_manager))
+        ]
+        return CoTrainedPair(*sub_networks)
+
+    def initialize(self):
+        if self.seed is not None:
+            seeding.seed_everything(self.seed)
+        super().initialize()
+        for network, scheme in zip(
+            self.pair.sub_networks, (self.recipe.initialization_a, self.recipe.initialization_b), strict=True
+        ):
+            if scheme != "plans":
+                initialize_convolutions(network, scheme)
+        self.objective = build_objective(
+            self.recipe, self.label_manager, self.loss, self.configuration_manager.batch_dice, self.is_ddp
+        )
+        self.class_names = class_names(self.label_manager, self.dataset_json)
+        self.monitor = CollapseMonitor(
+            self.class_names[1:], self.recipe.collapse_patience or max(3, round(0.05 * self.num_epochs))
+        )
+
+    @property
+    def pair(self) -> CoTrainedPair:
+        return unwrapped(self.network)
+
+    def set_deep_supervision_enabled(self, enabled: bool):
+        for network in self.pair.sub_networks:
+            network.decoder.deep_supervision = enabled
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        rotation, do_dummy_2d, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if self.recipe.mirror_axes is not None:
+            mirror_axes = tuple(axis for axis in mirror_axes if axis in self.recipe.mirror_axes)
+            self.inference_allowed_mirroring_axes = mirror_axes
+        return rotation, do_dummy_2d, initial_patch_size, mirror_axes
+
+    # ---- data ----
+
+    def do_split(self):
+        if self.fold != "all":
+            note = ensure_splits_file(self.preprocessed_dataset_folder_base, self._identifiers())
+            if note:
+                self.print_to_log_file(note)
+            self._fold_cases()
+        return super().do_split()
+
+    def _identifiers(self) -> list[str]:
+        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+        return infer_dataset_class(self.preprocessed_dataset_folder).get_identifiers(self.preprocessed_dataset_folder)
+
+    def _fold_cases(self):
+        return read_fold_cases(self.preprocessed_dataset_folder_base, self._identifiers(), self.fold)
+
+    def get_dataloaders(self):
+        labeled, validation = super().get_dataloaders()
+        unlabeled = None
+        if self.data.pool is not None:
+            unlabeled = unlabeled_stream(self, UnlabeledDataset(self.data.pool.folder, list(self.data.unlabeled)))
+            next(unlabeled)  # starts the workers now, as nnU-Net does for its own
+        return PairedLoader(labeled, unlabeled), validation
+
+    # ---- start and end ----
+
+    def on_train_start(self):
+        if self._continues and self._checkpoint_state is None:
+            raise UserError(
+                f"--c: there is no checkpoint in {self.output_folder}; run the same command without --c to "
+                "start this training"
+            )
+        if self.is_cascaded and self.uses_unlabeled:
+            raise NotImplementedError(
+                "the second stage of a cascade needs first-stage predictions of the unlabeled "
+                "cases; train 3d_fullres instead, or nnUNetTrainerPairSupervised"
+            )
+        ensure_note = None
+        if self.fold != "all":
+            ensure_note = ensure_splits_file(self.preprocessed_dataset_folder_base, self._identifiers())
+        if ensure_note:
+            self.print_to_log_file(ensure_note)
+        self.data = prepare_training_data(self, self._fold_cases(), self.uses_unlabeled)
+        super().on_train_start()
+        self._start_weightings()
+        self.files.start(self, self.data)
+        for warning in self.data.warnings:
+            self.print_to_log_file("WARNING:", warning)
+        if self._checkpoint_state is None:
+            self._save_latest(finished_epochs=0)
+
+    def _start_weightings(self) -> None:
+        counts = torch.from_numpy(np.asarray(self.data.labeled_counts)).to(self.device)
+        state = self._checkpoint_state
+        for name, weighting in self._weightings.items():
+            if state is None:
+                weighting.initialize(counts)
+            else:
+                weighting.load_state_dict(state[name])
+            weighting.to(self.device)
+        if state is not None:
+            self.monitor.load_state_dict(state["monitor"])
+            self._report_changes(state["data"])
+
+    @property
+    def _weightings(self) -> dict:
+        return {"weighting_a": self.objective.weighting_a, "weighting_b": self.objective.weighting_b}
+
+    def _report_changes(self, before: dict[str, str]) -> None:
+        changed = [
+            name.removesuffix("_hash") for name, value in self.data.fingerprint.items() if before.get(name) != value
+        ]
+        if changed:
+            self.print_to_log_file(
+                f"WARNING: the list of cases ({', '.join(changed)}) is not what this run started with; "
+                "it goes on with the new one"
+            )
+
+    def run_training(self):
+        if self.current_epoch >= self.num_epochs:
+            self.print_to_log_file(f"This training is finished ({self.num_epochs} epochs); nothing to continue.")
+            return
+        super().run_training()
+
+    def on_train_end(self):
+        super().on_train_end()
+        self.dataloader_train.finish()
+        self.files.end(self)
+
+    # ---- epochs ----
+
+    def on_epoch_start(self):
+        if self.seed is not None:
+            seeding.seed_everything(self.seed, self.current_epoch + 1, self.local_rank)
+        super().on_epoch_start()
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        self.loss_weight, self.unlabeled_rate = self._schedule(self.current_epoch)
+        self.statistics = TrainingStatistics()
+        self.timer.read()
+        self.dataloader_train.waited_s = 0.0
+        self._choose_streams(0)
+
+    def _schedule(self, epoch: int) -> tuple[float, float]:
+        """Lambda of an epoch and the part of its steps that draw unlabeled patches."""
+        recipe = self.recipe
+        ramp = 1.0
+        if recipe.ramp_length > 0:
+            ramp = gaussian_rampup(max(epoch - recipe.ramp_lag_epochs, 0) / (recipe.ramp_length * self.num_epochs))
+        rate = max(ramp, recipe.unlabeled_minimum_rate) if recipe.unlabeled_schedule == "ramp" else 1.0
+        return recipe.lambda_max * ramp, rate
+
+    def _choose_streams(self, iteration: int) -> None:
+        """Draw unlabeled patches in this step if the schedule's whole part rises; the same on all ranks."""
+        rate = self.unlabeled_rate
+        self.dataloader_train.draw_unlabeled = int((iteration + 1) * rate + 1e-9) > int(iteration * rate + 1e-9)
+
+    def train_step(self, batch: dict) -> dict:
+        self.timer.start()
+        targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
+        targets = [target.to(self.device, non_blocking=True) for target in targets]
+        images = batch["data"].to(self.device, non_blocking=True)
+        has_unlabeled = batch["unlabeled"] is not None
+        if has_unlabeled:
+            images = torch.cat((images, batch["unlabeled"].to(self.device, non_blocking=True)))
+        unsupervised = self.uses_unlabeled and has_unlabeled
+        # The schedule draws unlabeled patches in a part of the steps; there they count so much more.
+        loss_weight = self.loss_weight / self.unlabeled_rate if unsupervised else 0.0
+
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast("cuda") if self.device.type == "cuda" else dummy_context():
+            with self.pair.giving("both"):
+                outputs_a, outputs_b = map(_as_list, self.network(images))
+            before = [weighting.state_dict() for weighting in self._weightings.values()]
+            pseudo_a, pseudo_b = self.objective.pseudo_labels(outputs_a[0], outputs_b[0])
+            weights_a, weights_b, counts = self.objective.update_weights(pseudo_a, pseudo_b, targets[0])
+            terms = self.objective.terms(
+                outputs_a, outputs_b, targets, pseudo_a, pseudo_b, weights_a, weights_b, unsupervised
+            )
+            total = terms.total(loss_weight)
+        for weighting, state in zip(self._weightings.values(), before, strict=True):
+            weighting.revert_where(~torch.isfinite(total.detach()), state)
+        if unsupervised and np.isnan(self.statistics.gradient_share):
+            self._measure_gradient_shares(terms, loss_weight, outputs_a[0], outputs_b[0], len(targets[0]))
+        self.timer.mark("forward")
+        norms = self._backward_and_step(total)
+        self.timer.mark("backward")
+
+        values = (
+            torch.stack(
+                [
+                    total,
+                    terms.supervised_a,
+                    terms.supervised_b,
+                    terms.unsupervised_a,
+                    terms.unsupervised_b,
+                    terms.empty_cross_entropies,
+                    norms.sum(),
+                ]
+            )
+            .detach()
+            .cpu()
+            .numpy()
+        )
+        finite = bool(np.isfinite(values[0]))
+        self.statistics.add(
+            values[:5].astype(np.float64),
+            values[5],
+            counts if has_unlabeled else None,
+            finite,
+            overflow=finite and not np.isfinite(values[6]),
+        )
+        self._stop_if_never_finite(finite, batch)
+        self._choose_streams(self.statistics.steps)
+        self.files.estimate_duration(self)
+        return {"loss": values[0]}
+
+    def _backward_and_step(self, total: Tensor) -> Tensor:
+        """One optimiser step of both sub-networks, each with its own gradient norm clipped; the norms, (2,)."""
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(total).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            norms = self._clip_gradients()
+            self.grad_scaler.step(self.optimizer)  # skips the step of both when any gradient is not finite
+            self.grad_scaler.update()
+            return norms
+        total.backward()
+        norms = self._clip_gradients()
+        if torch.isfinite(norms).all():
+            self.optimizer.step()
+        return norms
+
+    def _clip_gradients(self) -> Tensor:
+        return torch.stack(
+            [nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM_LIMIT) for network in self.pair.sub_networks]
+        )
+
+    def _measure_gradient_shares(
+        self, terms, loss_weight: float, logits_a: Tensor, logits_b: Tensor, num_labeled: int
+    ) -> None:
+        """Share of the loss gradient, at the full-resolution logits, that the unsupervised term has.
+
+        The Euclidean norm of lambda * dU/dz against the sum of that and of dS/dz; once an epoch, because it repeats the
+        backward pass of the losses (not that of the networks).
+        """
+        logits = [logits_a, logits_b]
+        supervised = torch.autograd.grad(terms.supervised_a + terms.supervised_b, logits, retain_graph=True)
+        unsupervised = torch.autograd.grad(terms.unsupervised_a + terms.unsupervised_b, logits, retain_graph=True)
+        from_supervised = torch.cat([g.float().flatten() for g in supervised]).norm().item()
+        from_unsupervised = loss_weight * torch.cat([g.float().flatten() for g in unsupervised]).norm().item()
+        from_unlabeled = (
+            loss_weight * torch.cat([g[num_labeled:].float().flatten() for g in unsupervised]).norm().item()
+        )
+        whole = from_supervised + from_unsupervised
+        if whole > 0:
+            self.statistics.gradient_share = from_unsupervised / whole
+            self.statistics.unlabeled_gradient_share = from_unlabeled / whole
+
+    def _stop_if_never_finite(self, finite: bool, batch: dict) -> None:
+        self._non_finite_in_a_row = 0 if finite else self._non_finite_in_a_row + 1
+        if self._non_finite_in_a_row >= self.recipe.max_non_finite_steps:
+            raise UserError(
+                f"the loss was not finite in {self._non_finite_in_a_row} steps in a row (last labeled cases: "
+                f"{', '.join(map(str, batch['keys']))}); the last good checkpoint is in {self.output_folder}. "
+                "Check these images, lower the learning rate, or train without mixed precision"
+            )
+
+    # ---- validation ----
+
+    def on_validation_epoch_start(self):
+        super().on_validation_epoch_start()
+        self.validation_statistics = ValidationStatistics(self.objective.labels)
+
+    def validation_step(self, batch: dict) -> dict:
+        with autocast("cuda") if self.device.type == "cuda" else dummy_context():
+            with self.pair.giving("both"):
+                logits_a, logits_b = self.network(batch["data"].to(self.device, non_blocking=True))
+        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+        # before nnU-Net's step, which overwrites ignored voxels of the target in place
+        self.validation_statistics.add(
+            _as_list(logits_a)[0], _as_list(logits_b)[0], target.to(self.device, non_blocking=True)
+        )
+        with self._network_gives(mean_logits(logits_a, logits_b)):
+            return super().validation_step(batch)
+
+    @contextmanager
+    def _network_gives(self, output):
+        """Let nnU-Net's validation step score an output that is there already, instead of running the pair again."""
+        network, self.network = self.network, lambda images: output
+        try:
+            yield
+        finally:
+            self.network = network
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]):
+        super().on_validation_epoch_end(val_outputs)
+        self.validation = self.validation_statistics.read(self.is_ddp)
+
+    def on_epoch_end(self):
+        epoch = self.current_epoch
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            self.files.log_epoch(self, epoch)
+        if self.current_epoch < self.num_epochs:
+            self._save_latest(finished_epochs=self.current_epoch)
+
+    # ---- checkpoints ----
+
+    def _save_latest(self, finished_epochs: int) -> None:
+        current, self.current_epoch = self.current_epoch, finished_epochs - 1  # nnU-Net stores current_epoch + 1
+        self.save_checkpoint(self.files.path("checkpoint_latest.pth"))
+        self.current_epoch = current
+
+    def save_checkpoint(self, filename: str) -> None:
+        if self.local_rank == 0:
+            save_extended(
+                super().save_checkpoint,
+                filename,
+                {
+                    **{name: weighting.state_dict() for name, weighting in self._weightings.items()},
+                    "monitor": self.monitor.state_dict(),
+                    "recipe": self.recipe.to_json(),
+                    "data": self.data.fingerprint,
+                    "class_names": self.class_names,
+                },
+            )
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        state = read_checkpoint(filename_or_checkpoint, type(self).__name__)
+        super().load_checkpoint(filename_or_checkpoint)
+        self._checkpoint_state = state["nnunet_dhc"]
+
+
+def _as_list(output) -> list[Tensor]:
+    return list(output) if isinstance(output, (list, tuple)) else [output]
