@@ -16,7 +16,7 @@ if __name__ == "__main__":
         long_description_content_type="text/markdown",
         license="Apache-2.0",
         python_requires=">=3.10",
-        packages=find_packages(include=["nnunet_dhc", "nnunet_dhc.*"]) + ["nnunet_dhc._nnunet_ext"],
+        packages=[*find_packages(include=["nnunet_dhc", "nnunet_dhc.*"]), "nnunet_dhc._nnunet_ext"],
         package_data={"nnunet_dhc.reporting": ["templates/*"]},
         install_requires=[
             # 2.8 brought nnUNet_extTrainer. 2.9 may change the methods we override: run tests/contract against it

@@ -50,7 +50,7 @@ install_package() {
         return
     fi
     echo "Installing nnunet_dhc${extras:+ with the extra \"$extras\"} (the first time, torch and nnU-Net are fetched: minutes) ..."
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -e ".${extras:+[$extras]}" ||
+    "$PYTHON" -m pip install -qq --disable-pip-version-check -e ".${extras:+[$extras]}" ||
         fail "pip could not install the package, see above"
     echo "$wanted" 2>/dev/null > "$stamp" || true
 }
