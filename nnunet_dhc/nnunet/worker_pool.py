@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run one function over many cases in processes of their own, few at a time, and survive a worker's death."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for_handles
+from typing import Any
+
+from nnunet_dhc.errors import UserError
+
+# A process costs seconds of imports; this many cases per process are worth it.
+_CASES_PER_PROCESS = 2
+
+
+def run_over_cases(job: Any, tasks: Iterable[tuple[Callable, Any]], count: int, num_processes: int) -> Iterator[Any]:
+    """Yield ``function(job, case)`` for every task, in the order in which they finish.
+
+    Args:
+        job: Sent to each process once.
+        tasks: Pairs of a module-level function and its second argument.
+        count: Number of tasks.
+        num_processes: 0 or 1 works in this process.
+
+    Raises:
+        UserError: A process died or ran out of memory.
+    """
+    processes = min(num_processes, -(-count // _CASES_PER_PROCESS))
+    try:
+        if processes <= 1:
+            for function, case in tasks:
+                yield function(job, case)
+        else:
+            yield from _run_in_processes(job, tasks, processes)
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"One of {processes} preprocessing processes died; most often the system ended it for lack of memory. "
+            f"Finished cases are kept: run again with fewer processes (nnunet_dhc preprocess -np "
+            f"{max(1, processes // 2)})."
+        ) from error
+    except MemoryError as error:
+        raise UserError(
+            f"Preprocessing ran out of memory with {max(1, processes)} process(es). Finished cases are kept: run "
+            "again with fewer processes (nnunet_dhc preprocess -np 1), or on a machine with more memory."
+        ) from error
+
+
+def _run_in_processes(job: Any, tasks: Iterable[tuple[Callable, Any]], processes: int) -> Iterator[Any]:
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(job,))
+    pending: set[Future] = set()
+    waiting = iter(tasks)
+    try:
+        exhausted = False
+        while pending or not exhausted:
+            while not exhausted and len(pending) < 2 * processes:
+                task = next(waiting, None)
+                exhausted = task is None
+                if task is not None:
+                    pending.add(executor.submit(_work, *task))
+            if not pending:
+                break
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+_JOB: Any = None
+
+
+def _start_worker(job: Any) -> None:
+    global _JOB
+    _JOB = job
+    # Ctrl-C reaches the whole group: the parent decides, a worker ends with its parent and not before.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_handles([parent.sentinel])
+        os._exit(1)
+
+
+def _work(function: Callable, case: Any) -> Any:
+    return function(_JOB, case)
