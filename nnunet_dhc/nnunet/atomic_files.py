@@ -57,8 +57,8 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
 
 
 def replace_json(path: str | os.PathLike, content: Any) -> None:
-    """Put ``content`` as JSON at ``path`` in one step."""
-    replace_file(path, json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    """Put ``content`` as JSON at ``path`` in one step; file names that are not valid text stay readable."""
+    replace_file(path, json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
 
 
 def remove_temporary_files(folder: str | os.PathLike) -> int:

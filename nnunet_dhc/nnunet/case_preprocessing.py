@@ -35,6 +35,7 @@ class CaseResult:
 
     identifier: str
     bad: str | None = None
+    unchanged: bool = False
     warnings: list[str] = field(default_factory=list)
     written: dict[str, str | None] = field(default_factory=dict)
     voxels: str | None = None
@@ -48,8 +49,18 @@ def is_2d_dataset(plans: dict[str, Any]) -> bool:
     return int(plans["original_median_shape_after_transp"][0]) == 1
 
 
-def preprocess_case(job: CaseJob, case: RawCase) -> CaseResult:
+@dataclass(frozen=True)
+class CaseTask:
+    """One scan and, where it was preprocessed before with these plans, the voxels and spacing that it had then."""
+
+    case: RawCase
+    known: tuple[str | None, tuple[float, ...] | None] | None = None
+
+
+def preprocess_case(job: CaseJob, task: CaseTask) -> CaseResult:
     """Preprocess one scan with the plans' own preprocessor, without a label, into temporary files.
+
+    A scan that was only copied or touched (same voxels, same spacing) is not preprocessed again.
 
     Raises:
         OSError: The result can't be written (disk full, no permission).
@@ -57,8 +68,9 @@ def preprocess_case(job: CaseJob, case: RawCase) -> CaseResult:
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    case = task.case
     result = CaseResult(case.identifier)
-    plans_manager = _WatchedPlans(PlansManager(job.plans), job, result)
+    plans_manager = _WatchedPlans(PlansManager(job.plans), job, result, task.known)
     configuration_manager = plans_manager.get_configuration(job.configuration_name)
     try:
         preprocessor = configuration_manager.preprocessor_class(verbose=False)
@@ -70,6 +82,9 @@ def preprocess_case(job: CaseJob, case: RawCase) -> CaseResult:
             plans_manager.image_reader_writer_class().read_images(list(case.files))
     except BadScan as error:
         result.bad = str(error)
+        return result
+    except _SameImage:
+        result.unchanged = True
         return result
     except (MemoryError, OSError):
         raise
@@ -100,23 +115,29 @@ def hash_case(job: CaseJob, case: RawCase) -> CaseResult:
 class _WatchedPlans:
     """A plans manager whose reader checks and hashes what the preprocessor reads, so that it is read once only."""
 
-    def __init__(self, plans_manager: Any, job: CaseJob, result: CaseResult) -> None:
+    def __init__(self, plans_manager: Any, job: CaseJob, result: CaseResult, known: Any) -> None:
         self._plans_manager = plans_manager
         self._job = job
         self._result = result
+        self._known = known
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._plans_manager, name)
 
     def image_reader_writer_class(self) -> Any:
-        return _CheckingReader(self._plans_manager.image_reader_writer_class(), self._job, self._result)
+        return _CheckingReader(self._plans_manager.image_reader_writer_class(), self._job, self._result, self._known)
+
+
+class _SameImage(Exception):
+    """The image is the one that was preprocessed before."""
 
 
 class _CheckingReader:
-    def __init__(self, reader: Any, job: CaseJob, result: CaseResult) -> None:
+    def __init__(self, reader: Any, job: CaseJob, result: CaseResult, known: Any) -> None:
         self._reader = reader
         self._job = job
         self._result = result
+        self._known = known
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reader, name)
@@ -132,6 +153,8 @@ class _CheckingReader:
         self._result.voxels = voxel_hash(data)
         self._result.spacing = tuple(float(value) for value in properties["spacing"])
         self._result.channels = int(data.shape[0])
+        if self._known == (self._result.voxels, self._result.spacing):
+            raise _SameImage
         return data, properties
 
 

@@ -17,6 +17,8 @@ from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.fold_cases import name_some
 
 COUNTS_FILE = "labeled_counts.json"
+_REMEMBERED = 50
+_VOXELS_AT_ONCE = 1 << 22
 
 
 def labeled_voxel_counts(
@@ -24,6 +26,7 @@ def labeled_voxel_counts(
     identifiers: Sequence[str],
     label_manager: Any,
     cache_folder: str | Path | None = None,
+    show_progress: bool = True,
 ) -> np.ndarray:
     """Voxels per class over the labeled cases of a fold.
 
@@ -34,6 +37,7 @@ def labeled_voxel_counts(
         identifiers: The labeled cases.
         label_manager: nnU-Net's label manager.
         cache_folder: Where the counts are remembered; default the folder of the unlabeled cases beside it.
+        show_progress: Show a progress bar if it takes longer than a few seconds.
 
     Returns:
         Counts, shape (k,), int64. With regions, index 0 counts voxels in no region and one index per foreground
@@ -49,11 +53,12 @@ def labeled_voxel_counts(
     cached = _read_cache(cache)
     if key in cached:
         return np.asarray(cached[key], dtype=np.int64)
-    by_value = _count_values(folder, cases)
+    by_value = _count_values(folder, cases, show_progress)
     counts = _counts_by_class(by_value, label_manager)
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        replace_json(cache, {**cached, key: counts.tolist()})
+        kept = dict(list(cached.items())[1 - _REMEMBERED :])
+        replace_json(cache, {**kept, key: counts.tolist()})
     except OSError:
         pass  # a read-only place: counted again next time
     return counts
@@ -101,12 +106,13 @@ def _counts_by_class(by_value: dict[int, int], label_manager: Any) -> np.ndarray
     return np.array([in_none, *in_each], dtype=np.int64)
 
 
-def _count_values(folder: Path, cases: Sequence[str]) -> dict[int, int]:
+def _count_values(folder: Path, cases: Sequence[str], show_progress: bool) -> dict[int, int]:
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+    from tqdm import tqdm
 
     dataset = infer_dataset_class(str(folder))(str(folder), list(cases))
     totals: dict[int, int] = {}
-    for case in cases:
+    for case in tqdm(cases, desc="Counting labeled voxels", disable=not show_progress, delay=3):
         try:
             _, seg, _, _ = dataset.load_case(case)
             values = np.asarray(seg[0])
@@ -114,8 +120,12 @@ def _count_values(folder: Path, cases: Sequence[str]) -> dict[int, int]:
             raise UserError(
                 f"The preprocessed label of case {case} in {folder} can't be read ({error}): run nnUNetv2_preprocess."
             ) from error
-        lowest = int(values.min())
-        counts = np.bincount(values.ravel().astype(np.int64) - lowest)
+        flat = values.reshape(-1)
+        lowest = int(flat.min())
+        counts = np.zeros(int(flat.max()) - lowest + 1, dtype=np.int64)
+        for start in range(0, flat.size, _VOXELS_AT_ONCE):
+            part = flat[start : start + _VOXELS_AT_ONCE].astype(np.int64)
+            counts += np.bincount(part - lowest, minlength=counts.size)
         for offset in np.flatnonzero(counts):
             totals[lowest + int(offset)] = totals.get(lowest + int(offset), 0) + int(counts[offset])
     return totals

@@ -25,7 +25,8 @@ class LabeledHashes:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / HASHES_FILE
-        self.by_key: dict[str, tuple[list[list[Any]], str]] = {}
+        self._unsaved = False
+        self.by_key: dict[str, tuple[list[list[Any]], str | None]] = {}
         try:
             cached = json.loads(self.path.read_text(encoding="utf-8"))
             self.by_key = {key: (sources, voxels) for key, (sources, voxels) in cached.items()}
@@ -36,13 +37,16 @@ class LabeledHashes:
         """Keys whose images are new or changed."""
         return [key for key, case in cases.items() if self._sources(key) != _as_lists(case)]
 
-    def add(self, key: str, case: RawCase, voxels: str) -> None:
-        """Remember one hash; ``save`` writes it."""
+    def add(self, key: str, case: RawCase, voxels: str | None) -> None:
+        """Remember one hash (None: the image can't be read); ``save`` writes it."""
         self.by_key[key] = (_as_lists(case), voxels)
+        self._unsaved = True
 
     def save(self) -> None:
-        """Write all hashes at once."""
-        replace_json(self.path, self.by_key)
+        """Write all hashes at once, if any is new."""
+        if self._unsaved:
+            replace_json(self.path, self.by_key)
+            self._unsaved = False
 
     def voxels(self, key: str) -> str | None:
         """Hash of one case, or None if its image could not be read."""
@@ -99,7 +103,7 @@ def check_voxels(
     for identifier, voxels in unlabeled.items():
         if voxels is not None:
             twins.setdefault(voxels, []).append(identifier)
-    test = {voxels: key for key, (_, voxels) in hashes.by_key.items() if key.startswith(TEST_PREFIX)}
+    test = {voxels for key, (_, voxels) in hashes.by_key.items() if key.startswith(TEST_PREFIX)}
     leaks = []
     for fold, trained_on in folds:
         for role, cases in (("training", fold.labeled), ("validation", fold.validation)):
@@ -114,7 +118,7 @@ def check_voxels(
             f"{name_some(sorted(set(leaks)))}. Remove them from the unlabeled cases."
         )
     notes = []
-    transductive = sorted(twin for voxels in twins.keys() & test.keys() for twin in twins[voxels])
+    transductive = sorted(twin for voxels in twins.keys() & test for twin in twins[voxels])
     if transductive:
         notes.append(
             f"Transduction: {name_some(transductive)} {'is' if len(transductive) == 1 else 'are'} also in imagesTs; "

@@ -6,15 +6,18 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, replace_json
-from nnunet_dhc.nnunet.case_preprocessing import CaseJob, CaseResult, discard, hash_case, preprocess_case
+from nnunet_dhc.nnunet.case_preprocessing import CaseJob, CaseResult, CaseTask, hash_case, preprocess_case
+from nnunet_dhc.nnunet.fold_cases import name_some
 from nnunet_dhc.nnunet.leak_check import LabeledHashes
 from nnunet_dhc.nnunet.raw_images import RawCase
 from nnunet_dhc.nnunet.unlabeled_store import EXCLUDED, READY, StoreEntry, UnlabeledStore
-from nnunet_dhc.nnunet.worker_pool import run_over_cases
+from nnunet_dhc.nnunet.worker_pool import run_over_cases, sensible_processes
 
 BAD_CASES_FILE = "bad_cases.json"
 _NAMED_BAD_CASES = 10
@@ -42,19 +45,9 @@ class StoreUpdate:
         self.say = say
         self.notes: list[str] = []
 
-    def is_needed(
-        self,
-        store: UnlabeledStore,
-        cases: Mapping[str, RawCase],
-        hashes: LabeledHashes,
-        labeled: Mapping[str, RawCase],
-    ) -> bool:
-        """Whether anything has to be written; without need, a run takes no lock and writes nothing."""
-        return bool(self.stale_cases(store, cases)) or bool(hashes.missing(labeled))
-
     def stale_cases(self, store: UnlabeledStore, cases: Mapping[str, RawCase]) -> dict[str, str]:
         """Why each case has to be worked on, by identifier."""
-        complete = store.complete_cases()
+        complete = store.complete_cases(cases)
         stale = {}
         for identifier, case in cases.items():
             entry = store.entries.get(identifier)
@@ -81,59 +74,103 @@ class StoreUpdate:
         """Preprocess stale cases and hash labeled ones; the caller holds the folder's lock."""
         stale = self.stale_cases(store, cases)
         bad = {identifier: cases[identifier].problem for identifier in stale if cases[identifier].problem is not None}
-        to_preprocess = [cases[identifier] for identifier in sorted(stale) if identifier not in bad]
-        to_hash = {key: labeled[key] for key in hashes.missing(labeled)}
+        known = self._known_images(store, [identifier for identifier, why in stale.items() if why == CHANGED])
+        to_preprocess = [
+            CaseTask(cases[identifier], known.get(identifier))
+            for identifier in sorted(stale)
+            if identifier not in bad
+        ]
         if to_preprocess:
-            reasons = Counter(stale[case.identifier] for case in to_preprocess)
+            reasons = Counter(stale[task.case.identifier] for task in to_preprocess)
             self.say(
                 f"Preprocessing {len(to_preprocess)} unlabeled cases into {store.folder} ("
                 + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
                 + ")."
             )
         try:
-            warnings = self._work(store, to_preprocess, hashes, to_hash, cases, bad)
+            self._work(store, to_preprocess, hashes, labeled, bad)
+            self._settle_bad(store, cases, bad, skip_bad)
         except OSError as error:
-            remove_temporary_files(store.folder)
             raise self._cannot_write(error, store, to_preprocess) from error
-        for text, identifiers in warnings.items():
-            self.notes.append(f"{len(identifiers)} scans are odd: {text} ({', '.join(sorted(identifiers)[:3])} ...).")
-        self._settle_bad(store, cases, bad, skip_bad)
+
+    def hash_only(self, hashes: LabeledHashes, labeled: Mapping[str, RawCase]) -> None:
+        """Hash labeled cases without remembering it, where the folder can't be written to."""
+        self._work_on([], hashes, labeled, lambda result: None)
+
+    def _known_images(
+        self, store: UnlabeledStore, changed: list[str]
+    ) -> dict[str, tuple[str | None, tuple[float, ...] | None]]:
+        """Voxels and spacing that complete cases of these plans were made from."""
+        entries = (store.entries[identifier] for identifier in store.complete_cases(changed))
+        return {
+            entry.identifier: (entry.voxels, entry.spacing)
+            for entry in entries
+            if entry.preprocessing == self.preprocessing
+        }
 
     def _work(
         self,
         store: UnlabeledStore,
-        to_preprocess: list[RawCase],
+        to_preprocess: list[CaseTask],
         hashes: LabeledHashes,
-        to_hash: Mapping[str, RawCase],
-        cases: Mapping[str, RawCase],
+        labeled: Mapping[str, RawCase],
         bad: dict[str, str | None],
-    ) -> dict[str, list[str]]:
-        from tqdm import tqdm
+    ) -> None:
+        cases = {task.case.identifier: task.case for task in to_preprocess}
+        odd: dict[str, list[str]] = {}
+        unchanged = 0
 
-        warnings: dict[str, list[str]] = {}
-        labeled_tasks = [(hash_labeled, (key, case)) for key, case in to_hash.items()]
-        tasks = [(preprocess_case, case) for case in to_preprocess] + labeled_tasks
+        def record(result: CaseResult) -> None:
+            nonlocal unchanged
+            for text in result.warnings:
+                odd.setdefault(text, []).append(result.identifier)
+            if result.bad is not None:
+                bad[result.identifier] = result.bad
+            elif result.unchanged:
+                unchanged += 1
+                known = store.entries[result.identifier]
+                case = cases[result.identifier]
+                store.append([replace(known, sources=case.sources, origin=case.origin)])
+            else:
+                store.add_ready(self._entry(cases[result.identifier], result), result.written)
+
         try:
-            with tqdm(total=len(tasks), desc="Unlabeled cases", disable=not self.show_progress or not tasks) as bar:
-                for result in run_over_cases(self.job, tasks, len(tasks), self.num_processes):
-                    bar.update()
-                    if isinstance(result, tuple):
-                        key, hashed = result
-                        if hashed.voxels is not None:
-                            hashes.add(key, to_hash[key], hashed.voxels)
-                        continue
-                    for text in result.warnings:
-                        warnings.setdefault(text, []).append(result.identifier)
-                    if result.bad is not None:
-                        bad[result.identifier] = result.bad
-                        discard(result)
-                    else:
-                        store.add_ready(self._entry(cases[result.identifier], result), result.written)
+            self._work_on(to_preprocess, hashes, labeled, record)
         finally:
             remove_temporary_files(store.folder)
-        if to_hash:
             hashes.save()
-        return warnings
+        if unchanged:
+            self.say(f"{unchanged} of them have the same voxels as before and were not preprocessed again.")
+        for text, identifiers in odd.items():
+            self.notes.append(f"{text.capitalize()} in {len(identifiers)} scans: {name_some(sorted(identifiers), 5)}.")
+
+    def _work_on(
+        self,
+        to_preprocess: list[CaseTask],
+        hashes: LabeledHashes,
+        labeled: Mapping[str, RawCase],
+        record: Callable[[CaseResult], None],
+    ) -> None:
+        from tqdm import tqdm
+
+        to_hash = {key: labeled[key] for key in hashes.missing(labeled)}
+        tasks = [(preprocess_case, task) for task in to_preprocess]
+        tasks += [(hash_labeled, keyed_case) for keyed_case in to_hash.items()]
+        read = [task.case for task in to_preprocess] + list(to_hash.values())
+        num_bytes = sum(size for case in read for _, size, _ in case.sources)
+        processes = sensible_processes(len(tasks), num_bytes, self.num_processes)
+        title = "Preprocessing unlabeled cases" if to_preprocess else "Comparing with labeled cases"
+        with (
+            tqdm(total=len(tasks), desc=title, disable=not self.show_progress or not tasks) as bar,
+            closing(run_over_cases(self.job, tasks, processes)) as results,
+        ):
+            for result in results:
+                if isinstance(result, tuple):
+                    key, hashed = result
+                    hashes.add(key, to_hash[key], hashed.voxels)
+                else:
+                    record(result)
+                bar.update()
 
     def _entry(self, case: RawCase, result: CaseResult) -> StoreEntry:
         return StoreEntry(
@@ -158,7 +195,7 @@ class StoreUpdate:
             return
         replace_json(path, dict(sorted(bad.items())))
         if not skip_bad:
-            raise _bad_scans(bad, cases, path)
+            raise self._bad_scans(bad, cases, path)
         store.append(
             StoreEntry(
                 identifier=identifier,
@@ -172,10 +209,29 @@ class StoreUpdate:
         )
         self.say(f"Excluded {len(bad)} bad scans, listed in {path}.")
 
-    def _cannot_write(self, error: OSError, store: UnlabeledStore, to_preprocess: list[RawCase]) -> UserError:
+    def _bad_scans(self, bad: Mapping[str, str | None], cases: Mapping[str, RawCase], path: Path) -> UserError:
+        listed = []
+        for identifier in sorted(bad)[:_NAMED_BAD_CASES]:
+            origin = cases[identifier].origin
+            name = identifier if identifier.startswith(f"{origin}/") else f"{origin}/{identifier}"
+            listed.append(f"{name} {bad[identifier]}")
+        rest = len(bad) - len(listed)
+        more = f"; and {rest} more" if rest else ""
+        plans = self.job.plans
+        command = (
+            f"nnunet_dhc preprocess -d {plans['dataset_name']} -c {self.job.configuration_name} "
+            f"-p {plans['plans_name']} --skip-bad"
+        )
+        return UserError(
+            f"{len(bad)} bad unlabeled scan{'s' if len(bad) > 1 else ''}: {'; '.join(listed)}{more}. All are listed in "
+            f"{path}. Repair or remove them, or exclude them with: {command}. Good cases are finished and kept."
+        )
+
+    def _cannot_write(self, error: OSError, store: UnlabeledStore, to_preprocess: list[CaseTask]) -> UserError:
+        remove_temporary_files(store.folder)
         done = sum(
-            case.identifier in store.entries and store.entries[case.identifier].sources == case.sources
-            for case in to_preprocess
+            task.case.identifier in store.entries and store.entries[task.case.identifier].sources == task.case.sources
+            for task in to_preprocess
         )
         kept = f"{done} of {len(to_preprocess)} cases are finished and kept"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -187,17 +243,3 @@ def hash_labeled(job: CaseJob, keyed_case: tuple[str, RawCase]) -> tuple[str, Ca
     """``hash_case`` under the key of ``LabeledHashes``."""
     key, case = keyed_case
     return key, hash_case(job, case)
-
-
-def _bad_scans(bad: Mapping[str, str | None], cases: Mapping[str, RawCase], path: Path) -> UserError:
-    listed = []
-    for identifier in sorted(bad)[:_NAMED_BAD_CASES]:
-        origin = cases[identifier].origin
-        name = identifier if identifier.startswith(origin + "/") else f"{origin}/{identifier}"
-        listed.append(f"{name} {bad[identifier]}")
-    rest = len(bad) - len(listed)
-    more = f"; and {rest} more, all listed in {path}" if rest else ""
-    return UserError(
-        f"{len(bad)} bad unlabeled scan{'s' if len(bad) > 1 else ''}: {'; '.join(listed)}{more}. Repair or remove "
-        "them, or exclude them with: nnunet_dhc preprocess --skip-bad. Good cases are finished and kept."
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,22 +147,29 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         data, seg, seg_prev, _ = self._data.load_case(identifier)
         lower, upper = self.get_bbox(data.shape[1:], False, None)
         bbox = [list(bounds) for bounds in zip(lower, upper, strict=True)]
-        try:
+        names = case_files(identifier)
+        with _naming_damage(identifier, os.path.join(self._data.source_folder, names["image"])):
             sample = {"image": torch.from_numpy(crop_and_pad_nd(data, bbox, 0)).float()}
-            if self._data.needs_segmentation:
+        if self._data.needs_segmentation:
+            with _naming_damage(identifier, os.path.join(self._data.source_folder, names["nonzero"])):
                 sample["segmentation"] = _crop_segmentation(seg, bbox)
-            if seg_prev is not None:
-                previous = _crop_segmentation(seg_prev, bbox)[None]
-                sample["segmentation"] = torch.cat((sample["segmentation"], previous), dim=0)
-        except (RuntimeError, OSError) as error:
-            names = case_files(identifier)
-            path = os.path.join(self._data.source_folder, names["image"])
-            raise unreadable_case(identifier, path, error) from error
+        if seg_prev is not None:
+            previous = _crop_segmentation(seg_prev, bbox)[None]
+            sample["segmentation"] = torch.cat((sample["segmentation"], previous), dim=0)
         if self.patch_size_was_2d:
             sample = {key: value[:, 0] for key, value in sample.items()}
         if self.transforms is not None:
             sample = self.transforms(**sample)
         return sample["image"]
+
+
+@contextmanager
+def _naming_damage(identifier: str, path: str):
+    """Damage inside a file shows only where its voxels are unpacked: say which file it was."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise unreadable_case(identifier, path, error) from error
 
 
 def _crop_segmentation(seg: Any, bbox: list[list[int]]) -> torch.Tensor:

@@ -102,11 +102,14 @@ def bring_store_up_to_date(
     wanted.add_from_store(store, folds)
     if not wanted.identifiers:
         raise no_unlabeled_case(images_un, preprocessed_dataset_folder_base)
-    if update.is_needed(store, wanted.cases, hashes, labeled):
+    stale = update.stale_cases(store, wanted.cases)
+    if not stale and hashes.missing(labeled) and not os.access(folder, os.W_OK):
+        update.hash_only(hashes, labeled)
+    elif stale or hashes.missing(labeled):
         with _only_one_process(folder, say):
             store.read()
-            update.run(store, wanted.cases, LabeledHashes(folder), labeled, skip_bad)
             hashes = LabeledHashes(folder)
+            update.run(store, wanted.cases, hashes, labeled, skip_bad)
     return _pool(store, update, wanted, folds, hashes, labeled, raw)
 
 
@@ -127,13 +130,18 @@ class WantedCases:
 
     def add_from_store(self, store: UnlabeledStore, folds: Sequence[FoldCases]) -> None:
         """Where ``imagesUn`` is gone, what was preprocessed from it stands in for it."""
-        if not self.images_un_is_gone:
-            return
         kept = {
             entry.identifier
             for entry in store.entries.values()
-            if entry.origin == IMAGES_UN and entry.status == READY and entry.identifier not in self.from_split
+            if entry.origin == IMAGES_UN and entry.status == READY and entry.identifier not in self.identifiers
         }
+        if not self.images_un_is_gone:
+            if kept:
+                self.notes.append(
+                    f"{len(kept)} preprocessed cases are no longer in {IMAGES_UN} and are not used: "
+                    f"{name_some(sorted(kept), 3)}."
+                )
+            return
         refuse_leaks_by_name(kept, folds, f"{store.folder}")
         if kept:
             self.from_images_un |= kept
@@ -198,7 +206,7 @@ def _pool(
     labeled: dict[str, RawCase],
     raw: Path | None,
 ) -> UnlabeledPool:
-    complete = store.complete_cases()
+    complete = store.complete_cases(wanted.identifiers)
     excluded: dict[str, str] = {}
     ready: list[str] = []
     unusable: list[str] = []
@@ -264,9 +272,10 @@ def _only_one_process(folder: Path, say: Callable[[str], None]):
         except Timeout:
             say(f"Another process is preprocessing unlabeled cases in {folder}; waiting for it.")
             lock.acquire(poll_interval=_LOCK_POLL_S)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{folder} can't be written to ({error.strerror or error}): unlabeled cases have to be preprocessed there."
+            f"{folder} can't be written to ({reason}): unlabeled cases have to be preprocessed there."
         ) from error
     try:
         remove_temporary_files(folder)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ READY, EXCLUDED = "ready", "excluded"
 _OWN_STEMS = {"bad_cases", "labeled_counts", "labeled_hashes", "manifest"}
 _MASK_SUFFIX = "_nonzero"
 _LONGEST_STEM = 200
+_PLAIN_NAME = re.compile(r"\w[\w.\-]{0,49}")
 _UNSAFE = frozenset('/\\:*?"<>|%')
 
 
@@ -76,7 +78,7 @@ class UnlabeledStore:
         with file:
             for line in file:
                 self._needs_newline = not line.endswith(b"\n")
-                entry = None if self._needs_newline else _parse(line)
+                entry = _parse(line)
                 if entry is not None:
                     self.entries[entry.identifier] = entry
 
@@ -117,15 +119,16 @@ class UnlabeledStore:
         sync_folder(self.folder)
         self.append([entry])
 
-    def complete_cases(self) -> set[str]:
-        """Identifiers whose manifest line says ready and whose files are there, by one listing of the folder."""
+    def complete_cases(self, identifiers: Iterable[str]) -> set[str]:
+        """Those of ``identifiers`` whose manifest line says ready and whose files are there; lists the folder once."""
         try:
             names = set(os.listdir(self.folder))
         except FileNotFoundError:
             return set()
         complete = set()
-        for identifier, entry in self.entries.items():
-            if entry.status != READY:
+        for identifier in identifiers:
+            entry = self.entries.get(identifier)
+            if entry is None or entry.status != READY:
                 continue
             stem = file_stem(identifier)
             if f"{stem}.b2nd" in names and (not entry.nonzero_mask or f"{stem}{_MASK_SUFFIX}.b2nd" in names):
@@ -145,7 +148,11 @@ def file_stem(identifier: str) -> str:
     It never leaves the folder (separators and a leading dot are escaped), never equals a file of another kind, and
     two identifiers never share one.
     """
-    if identifier.isalnum() and len(identifier) < 60 and identifier not in _OWN_STEMS:
+    if (
+        _PLAIN_NAME.fullmatch(identifier)
+        and identifier not in _OWN_STEMS
+        and not identifier.endswith((_MASK_SUFFIX, "."))
+    ):
         return identifier
     stem = "".join(quote(c, safe="") if c in _UNSAFE else f"%{ord(c):02X}" if ord(c) < 32 else c for c in identifier)
     if stem.startswith("."):

@@ -15,25 +15,35 @@ from typing import Any
 
 from nnunet_dhc.errors import UserError
 
-# A process costs seconds of imports; this many cases per process are worth it.
-_CASES_PER_PROCESS = 2
+# A process costs seconds of imports: it should get this many cases, or this many bytes of (compressed) images.
+_CASES_PER_PROCESS = 50
+_BYTES_PER_PROCESS = 16 * 1024**2
 
 
-def run_over_cases(job: Any, tasks: Iterable[tuple[Callable, Any]], count: int, num_processes: int) -> Iterator[Any]:
+def sensible_processes(num_cases: int, num_bytes: int, num_processes: int) -> int:
+    """At most ``num_processes``, fewer where starting them would take longer than the work; 0 = in this process."""
+    if num_processes <= 1:
+        return 0
+    worth = max(-(-num_bytes // _BYTES_PER_PROCESS), -(-num_cases // _CASES_PER_PROCESS))
+    processes = min(num_processes, num_cases, worth)
+    return processes if processes > 1 else 0
+
+
+def run_over_cases(job: Any, tasks: Iterable[tuple[Callable, Any]], processes: int) -> Iterator[Any]:
     """Yield ``function(job, case)`` for every task, in the order in which they finish.
+
+    Close the iterator (``contextlib.closing``) so that no process goes on after an error.
 
     Args:
         job: Sent to each process once.
         tasks: Pairs of a module-level function and its second argument.
-        count: Number of tasks.
-        num_processes: 0 or 1 works in this process.
+        processes: 0 works in this process.
 
     Raises:
         UserError: A process died or ran out of memory.
     """
-    processes = min(num_processes, -(-count // _CASES_PER_PROCESS))
     try:
-        if processes <= 1:
+        if processes == 0:
             for function, case in tasks:
                 yield function(job, case)
         else:
@@ -69,6 +79,11 @@ def _run_in_processes(job: Any, tasks: Iterable[tuple[Callable, Any]], processes
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
+    except KeyboardInterrupt:
+        # A large scan may take a minute: nobody wants to wait for it after Ctrl-C.
+        for process in list((getattr(executor, "_processes", None) or {}).values()):
+            process.terminate()
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
