@@ -8,12 +8,15 @@ pass.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CPU_PIECE_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -142,68 +145,90 @@ def sigmoid_sums(logits: Tensor, target: Tensor, valid: Tensor | None = None, ov
 def _per_class(values: Tensor, index: Tensor, k: int) -> Tensor:
     """Sum `values` (n,) by class index (n,) into (k,), accurate for millions of voxels."""
     if values.device.type == "cpu":
-        return torch.bincount(index, weights=values.double(), minlength=k)[:k].to(values.dtype)
+        return torch.bincount(index, weights=values.double(), minlength=k)
     return torch.zeros(k, values.shape[0], dtype=values.dtype, device=values.device).scatter_(
         0, index[None], values[None]
     ).sum(1)
 
 
 class _SoftmaxSums(torch.autograd.Function):
-    """One sample at a time; the backward pass makes the softmax again instead of keeping it."""
+    """Keeps one number per voxel, ln sum_j exp z_j, for the backward pass, which makes the softmax from it again.
+
+    Works through one sample, on the CPU through one cache-sized piece of it, at a time in buffers that are used again:
+    fresh memory of the size of the logits costs more time there than the arithmetic.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, ignore: int, overlap: bool) -> tuple[Tensor, ...]:
-        b, k, _ = logits.shape
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        sums = torch.zeros(4, b, k, dtype=dtype, device=logits.device)
-        for sample in range(b):
-            index, valid = _index_and_mask(target[sample], ignore, dtype)
-            log_probs = torch.log_softmax(logits[sample].to(dtype), 0)
-            own = log_probs.gather(0, index[None])[0]
-            own_probs = own.exp()
-            if valid is not None:
-                own, own_probs = own * valid, own_probs * valid
-            sums[0, sample] = _per_class(-own, index, k)
-            ones = torch.ones_like(own) if valid is None else valid
-            sums[3, sample] = _per_class(ones, index, k)
+        b, k, n = logits.shape
+        pieces = _Pieces(logits, 1)
+        exact = torch.float64 if logits.device.type == "cpu" else pieces.dtype
+        cross_entropy, intersection, predicted, labeled = torch.zeros(4, b, k, dtype=exact, device=logits.device)
+        log_sum = torch.empty(b, n, dtype=pieces.dtype, device=logits.device)
+        for sample, voxels, (buffer,) in pieces:
+            scores = logits[sample, :, voxels]
+            index, valid = _index_and_mask(target[sample, voxels], ignore, pieces.dtype)
+            largest = scores.amax(0).to(pieces.dtype)
+            total = torch.sub(scores, largest, out=buffer).exp_().sum(0)
+            log_total = torch.add(largest, total.log(), out=log_sum[sample, voxels])
+            own = scores.gather(0, index[None])[0] - log_total
+            present = torch.ones_like(own) if valid is None else valid
+            cross_entropy[sample] -= _per_class(own if valid is None else own * valid, index, k)
+            labeled[sample] += _per_class(present, index, k)
             if overlap:
-                sums[1, sample] = _per_class(own_probs, index, k)
-                probs = log_probs.exp_()
-                sums[2, sample] = (probs if valid is None else probs.mul_(valid)).sum(1)
-        ctx.save_for_backward(logits, target)
+                intersection[sample] += _per_class(own.exp_().mul_(present), index, k)
+                predicted[sample] += buffer.mul_(present / total).sum(1)
+        ctx.save_for_backward(logits, target, log_sum)
         ctx.ignore, ctx.overlap = ignore, overlap
-        labeled = sums[3].clone()
-        ctx.mark_non_differentiable(labeled)
-        return sums[0].clone(), sums[1].clone(), sums[2].clone(), labeled
+        sums = tuple(t.to(pieces.dtype) for t in (cross_entropy, intersection, predicted, labeled))
+        ctx.mark_non_differentiable(sums[3])
+        return sums
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target = ctx.saved_tensors
+        # With g_i the gradient with respect to p_i, of_predicted_i + [i = y] of_intersection_y, the softmax gives
+        # p_j (g_j - sum_i p_i g_i); the cross entropy of_entropy_y (p_j - [j = y]).
+        logits, target, log_sum = ctx.saved_tensors
         of_entropy, of_intersection, of_predicted = gradients[:3]
         result = torch.empty_like(logits)
-        dtype = of_entropy.dtype
-        for sample in range(logits.shape[0]):
-            index, valid = _index_and_mask(target[sample], ctx.ignore, dtype)
-            probs = torch.softmax(logits[sample].to(dtype), 0)
-            # cross entropy: g_y (p_j - [j = y]);  Dice: p_j (g_j - sum_i p_i g_i), where g_i is the gradient with
-            # respect to p_i, of_predicted_i + [i = y] of_intersection_y
-            own_entropy = of_entropy[sample][index]
+        pieces = _Pieces(logits, 2)
+        for sample, voxels, (probs, buffer) in pieces:
+            index, valid = _index_and_mask(target[sample, voxels], ctx.ignore, pieces.dtype)
+            torch.sub(logits[sample, :, voxels], log_sum[sample, voxels], out=probs).exp_()
+            at_target = -of_entropy[sample][index]
             if ctx.overlap:
-                own_probs = probs.gather(0, index[None])[0]
-                own_overlap = own_probs * of_intersection[sample][index]
-                gradient = probs * of_predicted[sample][:, None]
-                mean = gradient.sum(0) + own_overlap
-                gradient.addcmul_(probs, (mean - own_entropy)[None], value=-1.0)
-                at_target = own_overlap - own_entropy
+                of_classes = of_predicted[sample][:, None]
+                own = probs.gather(0, index[None])[0].mul_(of_intersection[sample][index])
+                mean = torch.mul(probs, of_classes, out=buffer).sum(0).add_(own).add_(at_target)
+                probs.mul_(torch.sub(of_classes, mean, out=buffer))
+                at_target += own
             else:
-                gradient = probs.mul_(own_entropy)
-                at_target = -own_entropy
-            gradient.scatter_add_(0, index[None], at_target[None])
+                probs.mul_(-at_target)
+            probs.scatter_add_(0, index[None], at_target[None])
             if valid is not None:
-                gradient.mul_(valid)
-            result[sample] = gradient
+                probs.mul_(valid)
+            result[sample, :, voxels] = probs
         return result, None, None, None
+
+
+class _Pieces:
+    """Iterates over (sample, slice of voxels, buffers of their shape (k, voxels))."""
+
+    def __init__(self, logits: Tensor, num_buffers: int) -> None:
+        self.shape = logits.shape
+        self.dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        _, k, n = logits.shape
+        self.size = max(1, min(n, CPU_PIECE_ELEMENTS // k if logits.device.type == "cpu" else n))
+        self.buffers = [torch.empty(k * self.size, dtype=self.dtype, device=logits.device) for _ in range(num_buffers)]
+
+    def __iter__(self) -> Iterator[tuple[int, slice, list[Tensor]]]:
+        b, k, n = self.shape
+        for sample in range(b):
+            for start in range(0, n, self.size):
+                stop = min(start + self.size, n)
+                shaped = [buffer[: k * (stop - start)].view(k, stop - start) for buffer in self.buffers]
+                yield sample, slice(start, stop), shaped
 
 
 def _index_and_mask(target: Tensor, ignore: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
