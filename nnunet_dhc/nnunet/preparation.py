@@ -58,6 +58,7 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
             trainer.dataset_json,
             cases,
             num_processes=default_num_processes,
+            say=trainer.print_to_log_file,
         )
     counts = labeled_voxel_counts(trainer.preprocessed_dataset_folder, list(cases.labeled), trainer.label_manager)
     warnings = list(pool.notes) if pool else []

@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import matplotlib.style
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 FILE_NAME = "dhc_progress.png"
 # Okabe-Ito: told apart by colour-blind readers.
@@ -24,6 +26,15 @@ def plot_progress(lines: list[dict[str, Any]], class_names: list[str], path: str
         class_names: Names of the k classes, background first.
         path: PNG to write (by a rename).
     """
+    # nnU-Net's own progress.png enlarges all fonts of the process
+    with matplotlib.style.context("default"):
+        figure = _draw(lines, class_names)
+        temporary = f"{os.fspath(path)}.tmp"
+        figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+
+
+def _draw(lines: list[dict[str, Any]], class_names: list[str]) -> Figure:
     figure = Figure(figsize=(15, 13), dpi=80, layout="constrained")
     axes = figure.subplots(3, 2)
     epochs = np.array([line["epoch"] for line in lines])
@@ -40,13 +51,12 @@ def plot_progress(lines: list[dict[str, Any]], class_names: list[str], path: str
     figure.legend(handles, labels, loc="outside right center", fontsize=9)
     for axis in axes.flat:
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         for line in lines:
             if line.get("alarms"):
                 axis.axvline(line["epoch"], color="red", linewidth=0.8, linestyle=":")
-    temporary = f"{os.fspath(path)}.tmp"
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    return figure
 
 
 def _series(lines: list[dict[str, Any]], *keys: str) -> np.ndarray:

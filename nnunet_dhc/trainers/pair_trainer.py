@@ -139,7 +139,14 @@ class PairTrainer(nnUNetTrainer):
         labeled, validation = super().get_dataloaders()
         unlabeled = None
         if self.data.pool is not None:
-            unlabeled = unlabeled_stream(self, UnlabeledDataset(self.data.pool.folder, list(self.data.unlabeled)))
+            unlabeled = unlabeled_stream(
+                self,
+                UnlabeledDataset(
+                    self.data.pool.folder,
+                    self.data.pool.identifiers,
+                    with_nonzero_mask=self.data.pool.with_nonzero_mask,
+                ),
+            )
             next(unlabeled)  # starts the workers now, as nnU-Net does for its own
         return PairedLoader(labeled, unlabeled), validation
 
