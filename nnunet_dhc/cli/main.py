@@ -11,7 +11,7 @@ from nnunet_dhc import __version__
 from nnunet_dhc.errors import UserError
 
 # Each name is a module of this package with HELP, add_arguments(parser) and run(args).
-VERBS = ("preprocess", "configure")
+VERBS = ("split", "preprocess", "configure", "compare")
 
 
 def build_parser() -> argparse.ArgumentParser:

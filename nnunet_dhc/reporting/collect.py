@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find what is to be compared: validation folders of trainings, or plain folders of predictions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.reporting.collection import Collection, Row, Run, check_comparable
+from nnunet_dhc.reporting.run_files import RunRecord, read_run
+from nnunet_dhc.reporting.structures import label_space, read_dataset_json
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which trainings: the options ``-d -tr -p -c -f`` and the results folders, one per repeat."""
+
+    dataset: str
+    trainers: Sequence[str]
+    plans: Sequence[str] = ("nnUNetPlans",)
+    configurations: Sequence[str] = ("3d_fullres",)
+    folds: Sequence[str] | None = None
+    results_roots: Sequence[Path] = ()
+
+
+def collect_trainings(selection: Selection, allow_different: bool = False, need_predictions: bool = True) -> Collection:
+    """Rows for every trainer, plans and configuration, with one repeat per results folder that has it."""
+    roots = list(selection.results_roots) or [environment_folder("nnUNet_results")]
+    name = dataset_name(selection.dataset, roots)
+    preprocessed = _optional_folder("nnUNet_preprocessed", name)
+    raw = _optional_folder("nnUNet_raw", name)
+    rows, models = [], []
+    for trainer in selection.trainers:
+        for plans in selection.plans:
+            for configuration in selection.configurations:
+                row = Row(_row_name(selection, trainer, plans, configuration), trainer, plans, configuration)
+                model = f"{trainer}__{plans}__{configuration}"
+                found = [root / name / model for root in roots if (root / name / model).is_dir()]
+                if not found:
+                    raise UserError(f"{roots[0] / name / model} does not exist: train it with nnUNetv2_train "
+                                    f"{selection.dataset} {configuration} 0 -tr {trainer} -p {plans}.")
+                row.plans_hash = _content_hash(found[0] / "plans.json")
+                models += found
+                for repeat, folder in enumerate(found):
+                    row.runs += _runs(folder, repeat, selection.folds, preprocessed, need_predictions)
+                rows.append(row)
+    dataset_json = _first_dataset_json([*models, *(folder for folder in (preprocessed, raw) if folder)])
+    ending = str(dataset_json["file_ending"])
+    references = {}
+    if need_predictions:
+        folder = _reference_folder(preprocessed, raw)
+        references = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
+    collection = Collection(name, label_space(dataset_json), rows, references, file_ending=ending,
+                            dataset_json=dataset_json, channel=_first_channel(dataset_json))
+    if need_predictions:
+        _check_predictions(collection, allow_different)
+    if raw is not None:
+        collection.images = _raw_images(raw, dataset_json, ending, collection)
+    return collection
+
+
+def collect_folders(inputs: Sequence[tuple[str, Path]], reference_folder: Path, dataset_json_file: Path,
+                    images_folder: Path | None = None, allow_different: bool = False) -> Collection:
+    """Rows from named folders of predictions; a name given twice is one row with two repeats."""
+    dataset_json = read_dataset_json(dataset_json_file)
+    ending = str(dataset_json["file_ending"])
+    rows: dict[str, Row] = {}
+    for name, folder in inputs:
+        row = rows.setdefault(name, Row(name))
+        row.runs.append(Run(len(row.runs), "-", _prediction_files(folder, ending)))
+    if not reference_folder.is_dir():
+        raise UserError(f"{reference_folder} does not exist: -ref is the folder of reference label maps.")
+    references = {path.name.removesuffix(ending): path for path in sorted(reference_folder.glob(f"*{ending}"))}
+    name = str(dataset_json.get("name") or dataset_json_file.resolve().parent.name)
+    collection = Collection(name, label_space(dataset_json), list(rows.values()), references, file_ending=ending,
+                            dataset_json=dataset_json, channel=_first_channel(dataset_json))
+    _check_predictions(collection, allow_different)
+    if images_folder is not None:
+        collection.images = {case: path for case in references
+                             if (path := images_folder / f"{case}_0000{ending}").is_file()}
+    return collection
+
+
+def environment_folder(variable: str) -> Path:
+    """The folder that one of nnU-Net's three variables names."""
+    value = os.environ.get(variable)
+    if not value:
+        raise UserError(f"{variable} is not set: export it as for nnU-Net, or give the folder with --results-roots.")
+    return Path(value)
+
+
+def dataset_name(dataset: str, folders: Sequence[Path]) -> str:
+    """``DatasetXXX_Name`` for a number or a name, from the folders that exist."""
+    prefix = f"Dataset{int(dataset):03d}_" if dataset.isdigit() else dataset
+    found = {path.name for folder in folders for path in folder.glob("Dataset*") if path.is_dir()}
+    matches = sorted(name for name in found if (name.startswith(prefix) if dataset.isdigit() else name == prefix))
+    if len(matches) != 1:
+        what = "no" if not matches else f"more than one ({', '.join(matches)})"
+        raise UserError(f"{folders[0]} holds {what} folder for dataset {dataset}: "
+                        "check -d and the results folder (nnUNet_results or --results-roots).")
+    return matches[0]
+
+
+def _row_name(selection: Selection, trainer: str, plans: str, configuration: str) -> str:
+    parts = [trainer]
+    if len(selection.plans) > 1:
+        parts.append(plans)
+    if len(selection.configurations) > 1:
+        parts.append(configuration)
+    return " · ".join(parts)
+
+
+def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: Path | None,
+          need_predictions: bool) -> list[Run]:
+    existing = sorted(path.name.removeprefix("fold_") for path in model.glob("fold_*") if path.is_dir())
+    if folds is None and need_predictions:
+        existing = [fold for fold in existing if (model / f"fold_{fold}" / "validation").is_dir()]
+    wanted = list(existing if folds is None else folds)
+    if not wanted:
+        missing = "a validation folder" if need_predictions else "a fold folder"
+        raise UserError(f"{model} has no fold with {missing}: finish the training, or run nnUNetv2_train with --val.")
+    splits = _splits(preprocessed)
+    ending = str(_first_dataset_json([model, *([preprocessed] if preprocessed else [])])["file_ending"])
+    runs = []
+    for fold in wanted:
+        folder = model / f"fold_{fold}"
+        if not folder.is_dir():
+            raise UserError(f"{folder} does not exist: train this fold, or leave it out of -f.")
+        predictions = _prediction_files(folder / "validation", ending) if need_predictions else {}
+        run = Run(repeat, fold, predictions, read_run(folder))
+        split = splits[int(fold)] if fold.isdigit() and int(fold) < len(splits) else None
+        run.labeled = _labeled_cases(run.record, split)
+        if need_predictions and split and (missing_cases := sorted(set(split.get("val", ())) - set(predictions))):
+            raise UserError(f"{folder / 'validation'} lacks {len(missing_cases)} of {len(split['val'])} validation "
+                            f"cases ({missing_cases[0]} ...): finish it with nnUNetv2_train ... {fold} --val.")
+        runs.append(run)
+    return runs
+
+
+def _labeled_cases(record: RunRecord | None, split: dict[str, Any] | None) -> list[str] | None:
+    """From the run's own record; for a stock run from the split file, if it still fits what the log counted."""
+    if record is not None and record.labeled is not None:
+        return record.labeled
+    if split is None:
+        return None
+    labeled = sorted(str(case) for case in split.get("train", ()))
+    counted = record.counted_cases if record is not None else None
+    return labeled if counted is None or counted[0] == len(labeled) else None
+
+
+def _prediction_files(folder: Path, ending: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: finish the training, or run nnUNetv2_train with --val.")
+    files = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
+    if not files:
+        raise UserError(f"{folder} holds no {ending} file: the validation is not finished, or file_ending differs.")
+    return files
+
+
+def _check_predictions(collection: Collection, allow_different: bool) -> None:
+    """Same cases and labels everywhere; every prediction has a reference."""
+    collection.notes += check_comparable(collection.rows, allow_different)
+    common = set.intersection(*(row.cases for row in collection.rows))
+    if not common:
+        raise UserError("The rows share no case: there is nothing to compare.")
+    for row in collection.rows:
+        for run in row.runs:
+            run.predictions = {case: path for case, path in run.predictions.items() if case in common}
+    missing = sorted(common - set(collection.references))
+    if missing:
+        raise UserError(f"{len(missing)} predictions have no reference ({missing[0]} ...): check -ref, "
+                        "or gt_segmentations of the preprocessed dataset.")
+    collection.references = {case: collection.references[case] for case in sorted(common)}
+
+
+def _reference_folder(preprocessed: Path | None, raw: Path | None) -> Path:
+    for folder in (preprocessed and preprocessed / "gt_segmentations", raw and raw / "labelsTr"):
+        if folder and folder.is_dir():
+            return folder
+    raise UserError("Neither gt_segmentations in nnUNet_preprocessed nor labelsTr in nnUNet_raw was found: "
+                    "set these variables as for training.")
+
+
+def _raw_images(raw: Path, dataset_json: dict[str, Any], ending: str, collection: Collection) -> dict[str, Path]:
+    """First channel of each case, also where dataset.json says that it lies elsewhere."""
+    listed = dataset_json.get("dataset")
+    images = {}
+    for case in collection.references:
+        path = raw / "imagesTr" / f"{case}_0000{ending}"
+        if isinstance(listed, dict) and case in listed:
+            path = (raw / str(listed[case]["images"][0])).resolve()
+        if path.is_file():
+            images[case] = path
+    return images
+
+
+def _first_dataset_json(folders: Sequence[Path]) -> dict[str, Any]:
+    for folder in folders:
+        if (folder / "dataset.json").is_file():
+            return read_dataset_json(folder / "dataset.json")
+    return read_dataset_json(folders[0] / "dataset.json")
+
+
+def _first_channel(dataset_json: dict[str, Any]) -> str:
+    names = dataset_json.get("channel_names") or dataset_json.get("modality") or {}
+    return str(next(iter(names.values()), "")) if isinstance(names, dict) else ""
+
+
+def _optional_folder(variable: str, name: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value) / name if value and (Path(value) / name).is_dir() else None
+
+
+def _splits(preprocessed: Path | None) -> list[dict[str, Any]]:
+    try:
+        content = json.loads((preprocessed / "splits_final.json").read_text()) if preprocessed else []
+    except (OSError, json.JSONDecodeError):
+        return []
+    return content if isinstance(content, list) else []
+
+
+def _content_hash(path: Path) -> str | None:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

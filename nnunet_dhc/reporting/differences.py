@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paired differences between rows: interval, test, correction for the number of comparisons, and the claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nnunet_dhc.reporting.protocols import Metric, Protocol
+from nnunet_dhc.reporting.score_tables import RowScores, case_means, column_sets
+from nnunet_dhc.reporting.statistics import (
+    Interval,
+    claim,
+    class_mean_interval,
+    holm,
+    mean_intervals,
+    wilcoxon_p,
+)
+
+
+def differences_from(baseline: RowScores, others: Sequence[RowScores], protocol: Protocol,
+                     groups: Sequence[str]) -> list[dict[str, Any]]:
+    """Each other row minus the baseline, per metric.
+
+    p values are corrected by Holm within three families per metric: the rows as a whole, rows x frequency groups, and
+    rows x structures.
+    """
+    results: list[dict[str, Any]] = [{"row": row.row.name, "against": baseline.row.name, "metrics": {}}
+                                     for row in others]
+    for metric in protocol.metrics:
+        found = [_difference(row, baseline, metric, groups) for row in others]
+        for family in ("overall", "groups", "structures"):
+            entries = [entry for scope in found for entry in scope[family].values()]
+            for entry, adjusted in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
+                entry["p_holm"] = adjusted
+                entry["comparisons"] = sum(other["p"] is not None for other in entries)
+                interval = Interval(entry["mean"], entry["low"], entry["high"], entry["n"])
+                entry["claim"] = claim(interval, adjusted, metric.higher_is_better)
+        for result, scope in zip(results, found, strict=True):
+            result["metrics"][metric.key] = {"overall": scope["overall"]["overall"], "groups": scope["groups"],
+                                             "structures": scope["structures"]}
+    return results
+
+
+def _difference(row: RowScores, baseline: RowScores, metric: Metric,
+                groups: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Differences on the cases where both have a value."""
+    matrix = row.matrix(metric.key) - baseline.matrix(metric.key)
+    sets = column_sets(groups)
+    intervals = class_mean_interval(matrix, list(sets.values()))
+    whole = {name: {**interval.as_json(), "p": wilcoxon_p(case_means(matrix[:, columns]))}
+             for (name, columns), interval in zip(sets.items(), intervals, strict=True)}
+    structures = {key: {**interval.as_json(), "p": wilcoxon_p(matrix[:, column])}
+                  for column, (key, interval) in enumerate(
+                      zip(row.keys, mean_intervals(list(matrix.T)), strict=True))}
+    return {"overall": {"overall": whole.pop("overall")}, "groups": whole, "structures": structures}
+
+
+def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]) -> dict[str, dict[str, str | None]]:
+    """Per metric and scope, the row whose interval against every other row excludes 0 in its favor, if there is one.
+
+    Only such a row is set in bold. Below six cases there is none.
+    """
+    result: dict[str, dict[str, str | None]] = {}
+    sets = column_sets(groups)
+    for metric in protocol.metrics:
+        matrices = [row.matrix(metric.key) for row in rows]
+        sign = 1.0 if metric.higher_is_better else -1.0
+        scopes: dict[str, list[int]] = {**sets, **{key: [column] for column, key in enumerate(rows[0].keys)}}
+        result[metric.key] = {}
+        for scope, columns in scopes.items():
+            means = [class_mean_interval_point(matrix, columns) for matrix in matrices]
+            known = [index for index, mean in enumerate(means) if mean is not None]
+            best = max(known, key=lambda index: sign * (means[index] or 0.0), default=None)
+            result[metric.key][scope] = None
+            if best is None or len(rows) < 2:
+                continue
+            if all(_beats(sign * (matrices[best] - matrices[other]), columns)
+                   for other in range(len(rows)) if other != best):
+                result[metric.key][scope] = rows[best].row.name
+    return result
+
+
+def class_mean_interval_point(matrix: Any, columns: Sequence[int]) -> float | None:
+    """Mean over classes of the means over cases, without an interval."""
+    import numpy as np
+
+    part = matrix[:, list(columns)]
+    used = ~np.isnan(part).all(axis=0)
+    return float(np.nanmean(part[:, used], axis=0).mean()) if used.any() else None
+
+
+def _beats(difference: Any, columns: Sequence[int]) -> bool:
+    interval = class_mean_interval(difference[:, list(columns)], [list(range(len(columns)))])[0]
+    return claim(interval, 0.0, higher_is_better=True) == "better"

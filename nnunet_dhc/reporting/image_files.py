@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read images and label maps without nnU-Net, so that reports are made where torch is absent."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_dhc.errors import UserError
+
+_TIFF_ENDINGS = (".tif", ".tiff")
+
+
+def simple_itk() -> Any:
+    """SimpleITK, imported when it is needed; it has no type annotations."""
+    return import_module("SimpleITK")
+
+
+def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """Voxels in array order (z, y, x) and the spacing of the same axes, in mm."""
+    sitk = simple_itk()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        if path.name.endswith((".nii", ".nii.gz")):
+            return _read_nifti(path)  # ITK refuses directions that are not orthonormal
+        raise UserError(f"{path} can't be read: {str(error).strip().splitlines()[-1]}") from None
+    spacing = tuple(float(value) for value in image.GetSpacing()[::-1])
+    return sitk.GetArrayFromImage(image), _tiff_spacing(path) or spacing
+
+
+def read_label_map(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """An integer label map and its spacing in mm."""
+    voxels, spacing = read_image(path)
+    if not np.issubdtype(voxels.dtype, np.integer):
+        rounded = np.rint(voxels)
+        if not np.array_equal(rounded, voxels):
+            raise UserError(f"{path} holds values that are not whole numbers: it is not a label map.")
+        voxels = rounded.astype(np.int64)
+    if voxels.size and int(voxels.min()) < 0:
+        raise UserError(f"{path} holds negative labels ({int(voxels.min())}): nnU-Net's labels start at 0.")
+    return voxels, spacing
+
+
+def _read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
+    import nibabel
+
+    try:
+        image: Any = nibabel.load(path)
+        voxels = np.asanyarray(image.dataobj)
+    except Exception as error:
+        raise UserError(f"{path} can't be read ({error}); is the file complete?") from None
+    zooms = tuple(float(value) for value in image.header.get_zooms()[: voxels.ndim])
+    return voxels.transpose(), zooms[::-1]
+
+
+def _tiff_spacing(path: Path) -> tuple[float, ...] | None:
+    """3D TIFF files of nnU-Net keep their spacing in a JSON file beside them."""
+    if path.suffix not in _TIFF_ENDINGS:
+        return None
+    stem = path.name.removesuffix(path.suffix)
+    for name in (stem, stem.rsplit("_", 1)[0]):
+        sidecar = path.with_name(f"{name}.json")
+        if sidecar.is_file():
+            return tuple(float(value) for value in json.loads(sidecar.read_text())["spacing"])
+    return None

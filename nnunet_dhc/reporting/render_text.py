@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison as a table on a terminal; nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nnunet_dhc.reporting.table_cells import cost_cells, metric_of, scopes, score_cell
+
+_BOLD, _PLAIN = "\033[1m", "\033[0m"
+
+
+def render_text(comparison: dict[str, Any], color: bool = False) -> str:
+    """Verdict, one table per metric (structures down, rows across), costs, and the rules for empty structures."""
+    rows = comparison["rows"]
+    lines = [f"{comparison['dataset']['name']}: {len(comparison['cases'])} cases, "
+             f"protocol {comparison['protocol']['name']}", "", comparison["verdict"]["sentence"]]
+    if comparison["attribution"]["sentence"]:
+        lines.append(comparison["attribution"]["sentence"])
+    lines += [f"Missing control: {text}." for text in comparison["attribution"]["missing"]]
+    for metric in comparison["protocol"]["metrics"]:
+        arrow = "higher is better" if metric["higher_is_better"] else "lower is better"
+        table = [[f"{metric['label']} [{metric['unit']}], {arrow}", "n", *_short_names(rows)]]
+        bold: list[list[bool]] = [[False] * (len(rows) + 2)]
+        for scope in scopes(comparison):
+            table.append([scope["label"], str(scope["n"]),
+                          *(score_cell(row, metric_of(comparison, metric["key"]), scope["key"]) for row in rows)])
+            winner = comparison["winners"][metric["key"]].get(scope["key"])
+            bold.append([False, False, *(row["name"] == winner for row in rows)])
+        lines += ["", *_aligned(table, bold if color else None)]
+    found = [["missed / spurious structures", *_short_names(rows)],
+             ["all", *(f"{sum(row['missed'].values()):g} / {sum(row['spurious'].values()):g}" for row in rows)]]
+    lines += ["", *_aligned(found)]
+    lines += ["", *_aligned([["", *_short_names(rows)], *cost_cells(rows)])]
+    lines += ["", "Empty structures (prediction, reference):"]
+    lines += [f"  {rule['prediction']}, {rule['reference']}: {rule['meaning']}"
+              for rule in comparison["protocol"]["empty_rules"]]
+    lines += ["", *comparison["notes"], comparison["disclaimer"]]
+    return "\n".join(lines) + "\n"
+
+
+def _short_names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return [str(row["name"]).removeprefix("nnUNetTrainer") or "nnUNetTrainer" for row in rows]
+
+
+def _aligned(table: Sequence[Sequence[str]], bold: Sequence[Sequence[bool]] | None = None) -> list[str]:
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    lines = []
+    for number, line in enumerate(table):
+        cells = [cell.ljust(width) if column == 0 else cell.rjust(width)
+                 for column, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        if bold is not None:
+            cells = [f"{_BOLD}{cell}{_PLAIN}" if flag else cell for cell, flag in zip(cells, bold[number], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines

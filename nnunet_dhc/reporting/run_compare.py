@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs ``compare`` and ``report`` behind their options: collect, build, write, print."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
+from nnunet_dhc.reporting.collection import Collection
+from nnunet_dhc.reporting.compare import Options, build_comparison
+from nnunet_dhc.reporting.output import write_comparison
+from nnunet_dhc.reporting.render_text import render_text
+
+
+def compare_from_arguments(args: argparse.Namespace) -> None:
+    """Run ``nnunet_dhc compare``."""
+    collection = _collection(args)
+    options = Options(protocol=args.protocol, baseline=args.baseline, processes=max(1, args.np),
+                      anonymise=args.anonymise, images=not args.no_images, cache_folder=args.o)
+    comparison = build_comparison(collection, options)
+    written = write_comparison(comparison, args.o)
+    print(render_text(comparison, color=sys.stdout.isatty()))
+    print("Written: " + ", ".join(str(path) for path in written))
+
+
+def _collection(args: argparse.Namespace) -> Collection:
+    if args.i:
+        if args.ref is None or args.djfile is None:
+            raise UserError("-i needs -ref (folder of reference label maps) and -djfile (dataset.json).")
+        return collect_folders([_named_folder(text) for text in args.i], args.ref, args.djfile, args.images,
+                               args.allow_different)
+    if args.d is None or not args.tr:
+        raise UserError("Say what to compare: -d and -tr for trainings, or -i NAME=DIR with -ref and -djfile.")
+    return collect_trainings(Selection(args.d, args.tr, args.p, args.c, args.f, tuple(args.results_roots or ())),
+                             args.allow_different)
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    if not separator:
+        return Path(text).name, Path(text)
+    if not name or not folder:
+        raise UserError(f"-i {text} is not NAME=DIR.")
+    return name, Path(folder)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores as matrices of cases and structures, and what is said about one row alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_dhc.reporting.collection import Row, Run
+from nnunet_dhc.reporting.metrics import Scores
+from nnunet_dhc.reporting.protocols import Protocol
+from nnunet_dhc.reporting.statistics import class_mean_interval, frequency_groups, mean_and_spread, mean_intervals
+
+Array = NDArray[np.float64]
+RunScores = list[tuple[Run, dict[str, Scores]]]
+GROUP_ORDER = ("rare", "medium", "frequent")
+
+
+class RowScores:
+    """Scores of one row; seeds and folds that scored the same case are averaged within the case.
+
+    Args:
+        row: The row.
+        scored: Each run with its scores by case.
+        cases: Cases in the order of the matrices.
+        keys: Structures in the order of the matrices.
+    """
+
+    def __init__(self, row: Row, scored: RunScores, cases: Sequence[str], keys: Sequence[str]) -> None:
+        self.row, self.scored, self.cases, self.keys = row, scored, list(cases), list(keys)
+
+    def matrix(self, name: str, runs: RunScores | None = None) -> Array:
+        """Shape (cases, structures); NaN where there is no value."""
+        stack = np.full((len(self.scored if runs is None else runs), len(self.cases), len(self.keys)), np.nan)
+        for layer, (_, scores) in enumerate(self.scored if runs is None else runs):
+            for line, case in enumerate(self.cases):
+                if case in scores:
+                    for column, key in enumerate(self.keys):
+                        value = scores[case][key].get(name)
+                        stack[layer, line, column] = np.nan if value is None else float(value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a structure that is absent everywhere has no mean
+            result: Array = np.nanmean(stack, axis=0)
+        return result
+
+    def count(self, name: str) -> dict[str, float]:
+        """How often a flag is set per structure; a mean over repeats where there are several."""
+        totals = np.zeros(len(self.keys))
+        for _, scores in self.scored:
+            for values in scores.values():
+                totals += [bool(values[key].get(name)) for key in self.keys]
+        return dict(zip(self.keys, (totals / len(self.row.repeats)).tolist(), strict=True))
+
+    def summary(self, protocol: Protocol, groups: Sequence[str]) -> dict[str, Any]:
+        """Means with intervals per metric: over everything, per group and per structure."""
+        result = {}
+        sets = column_sets(groups)
+        for metric in protocol.metrics:
+            matrix = self.matrix(metric.key)
+            overall = class_mean_interval(matrix, list(sets.values()))
+            result[metric.key] = {
+                "overall": overall[0].as_json(),
+                "groups": {name: interval.as_json() for name, interval in zip(sets, overall, strict=True)
+                           if name != "overall"},
+                "structures": {key: interval.as_json() for key, interval in
+                               zip(self.keys, mean_intervals(list(matrix.T)), strict=True)},
+                "over_repeats": mean_and_spread([self._class_mean(metric.key, repeat=r) for r in self.row.repeats]),
+                "over_folds": mean_and_spread([self._class_mean(metric.key, fold=f) for f in self.row.folds]),
+            }
+        return result
+
+    def per_case(self, protocol: Protocol) -> dict[str, Any]:
+        """Averaged scores of each case, and their mean over structures."""
+        names = [metric.key for metric in protocol.metrics] + ["volume_prediction_ml", "missed", "spurious"]
+        matrices = {name: self.matrix(name) for name in names}
+        means = {metric.key: case_means(matrices[metric.key]) for metric in protocol.metrics}
+        return {
+            case: {
+                "mean": {name: or_none(values[line]) for name, values in means.items()},
+                "structures": {key: {name: or_none(matrix[line, column]) for name, matrix in matrices.items()}
+                               for column, key in enumerate(self.keys)},
+            }
+            for line, case in enumerate(self.cases)
+        }
+
+    def _class_mean(self, name: str, repeat: int | None = None, fold: str | None = None) -> float | None:
+        runs = [(run, scores) for run, scores in self.scored
+                if repeat in (None, run.repeat) and fold in (None, run.fold)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return or_none(float(np.nanmean(np.nanmean(self.matrix(name, runs), axis=0))))
+
+
+def column_sets(groups: Sequence[str]) -> dict[str, list[int]]:
+    """Columns of the whole and of each frequency group."""
+    sets = {"overall": list(range(len(groups)))}
+    for name in GROUP_ORDER:
+        members = [column for column, group in enumerate(groups) if group == name]
+        if members:
+            sets[name] = members
+    return sets
+
+
+def case_means(matrix: Array) -> Array:
+    """Mean over structures of each case."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result: Array = np.nanmean(matrix, axis=1)
+    return result
+
+
+def describe_structures(names: Sequence[tuple[str, str]], volumes: Array) -> list[dict[str, Any]]:
+    """Key, name, mean reference volume where present, number of cases with it, and frequency group.
+
+    Args:
+        names: (key, name) of each structure.
+        volumes: Reference volumes, shape (cases, structures), ml.
+    """
+    present = volumes > 0
+    sizes = [float(volumes[present[:, column], column].mean()) if present[:, column].any() else 0.0
+             for column in range(volumes.shape[1])]
+    groups = frequency_groups(sizes)
+    return [{"key": key, "name": name.replace("_", " "), "group": groups[column], "mean_volume_ml": sizes[column],
+             "cases_present": int(present[:, column].sum())} for column, (key, name) in enumerate(names)]
+
+
+def or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which structures of a dataset are scored: foreground classes or regions, as nnU-Net scores them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_dhc.errors import UserError
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A foreground class or a region (a union of labels); ``key`` is that of nnU-Net's ``summary.json``."""
+
+    key: str
+    name: str
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """What ``dataset.json`` says about labels."""
+
+    structures: tuple[Structure, ...]
+    ignore_label: int | None = None
+
+    @property
+    def covers_background(self) -> bool:
+        """True for the rare region that contains label 0: no crop to the foreground then."""
+        return any(0 in structure.labels for structure in self.structures)
+
+
+def label_space(dataset_json: dict[str, Any]) -> LabelSpace:
+    """Foreground structures and ignore label, by the rules of nnU-Net's ``LabelManager``."""
+    structures, ignore_label = [], None
+    for name, value in dataset_json["labels"].items():
+        if name == "ignore":
+            ignore_label = int(value)
+            continue
+        labels = tuple(int(label) for label in value) if isinstance(value, list | tuple) else (int(value),)
+        if set(labels) == {0}:
+            continue
+        key = str(labels) if len(labels) > 1 else str(labels[0])
+        structures.append(Structure(key, name, labels))
+    return LabelSpace(tuple(structures), ignore_label)
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """``dataset.json`` with the keys that reporting needs."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give the dataset.json of the dataset with -djfile.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}).") from None
+    for key in ("labels", "file_ending"):
+        if key not in content:
+            raise UserError(f'{path} has no "{key}": it is not a dataset.json of nnU-Net.')
+    return content

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts of table cells, the same on the terminal, in Markdown and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+DASH = "–"  # noqa: RUF001
+
+
+def scopes(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Lines of a score table: everything, the frequency groups, then each structure."""
+    structures = comparison["structures"]
+    lines = [{"key": "overall", "label": "mean over structures", "n": len(comparison["cases"]), "kind": "overall"}]
+    for group in ("rare", "medium", "frequent"):
+        members = [item for item in structures if item["group"] == group]
+        if members:
+            lines.append({"key": group, "label": f"{group} ({len(members)})", "n": len(comparison["cases"]),
+                          "kind": "group"})
+    lines += [{"key": item["key"], "label": item["name"], "n": item["cases_present"], "kind": "structure",
+               "group": item["group"], "volume": item["mean_volume_ml"]} for item in structures]
+    return lines
+
+
+def metric_of(comparison: dict[str, Any], key: str) -> dict[str, Any]:
+    """Description of a metric."""
+    found: dict[str, Any] = next(metric for metric in comparison["protocol"]["metrics"] if metric["key"] == key)
+    return found
+
+
+def score_of(row: dict[str, Any], metric: dict[str, Any], scope: str) -> dict[str, Any]:
+    """Interval of a row in a scope."""
+    scores = row["scores"][metric["key"]]
+    found: dict[str, Any] = (scores["overall"] if scope == "overall"
+                             else scores["groups"].get(scope) or scores["structures"][scope])
+    return found
+
+
+def difference_of(entry: dict[str, Any], metric: dict[str, Any], scope: str) -> dict[str, Any]:
+    """Difference of a row from the baseline in a scope."""
+    found = entry["metrics"][metric["key"]]
+    result: dict[str, Any] = (found["overall"] if scope == "overall"
+                              else found["groups"].get(scope) or found["structures"][scope])
+    return result
+
+
+def score_cell(row: dict[str, Any], metric: dict[str, Any], scope: str) -> str:
+    """A mean, or a dash."""
+    return number(score_of(row, metric, scope)["mean"], metric)
+
+
+def number(value: float | None, metric: dict[str, Any], signed: bool = False) -> str:
+    """A value in the metric's printed scale."""
+    if value is None:
+        return DASH
+    text = format(value * metric["scale"], f"{'+' if signed else ''}.{metric['digits']}f")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def interval_cell(found: dict[str, Any], metric: dict[str, Any], signed: bool = False) -> str:
+    """``[low, high]``, or nothing below two cases."""
+    if found["low"] is None:
+        return ""
+    return f"[{number(found['low'], metric, signed)}, {number(found['high'], metric, signed)}]"
+
+
+def p_text(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
+
+
+def cost_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Lines of the table of costs: what each row is and what it took."""
+    return [
+        ["plans", *(or_dash(row["plans"]) for row in rows)],
+        ["configuration", *(or_dash(row["configuration"]) for row in rows)],
+        ["seeds x folds", *(f"{row['repeats']} x {len(row['folds'])}" for row in rows)],
+        ["labeled / unlabeled cases", *(f"{count(row['facts']['labeled_cases'])} / "
+                                        f"{count(row['facts']['unlabeled_cases'])}" for row in rows)],
+        ["epochs", *(count(row["facts"]["epochs"]) for row in rows)],
+        ["steps", *(count(row["facts"]["steps"]) for row in rows)],
+        ["training time", *(duration(row["facts"]["seconds"]) for row in rows)],
+        ["peak memory", *(memory(row["facts"]["peak_memory_bytes"]) for row in rows)],
+        ["parameters", *(parameters(row["facts"]["parameters"]) for row in rows)],
+        ["device", *(or_dash(row["facts"]["device"]) for row in rows)],
+    ]
+
+
+def or_dash(value: Any) -> str:
+    return DASH if value in (None, "") else str(value)
+
+
+def count(value: float | None) -> str:
+    return DASH if value is None else f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def memory(value: float | None) -> str:
+    if not value:
+        return DASH
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def parameters(value: float | None) -> str:
+    if not value:
+        return DASH
+    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value:,.0f}"

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verdict in one sentence, and where a gain comes from; nothing is said that the numbers don't carry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from nnunet_dhc.reporting.protocols import Metric
+from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM
+
+MINUS = "\N{MINUS SIGN}"
+_STOCK = re.compile(r"nnUNetTrainer(_\d+epochs?)?$")
+_PAIR_SUPERVISED = re.compile(r"nnUNetTrainerPairSupervised(_\d+epochs?)?$")
+_SEMI_SUPERVISED = re.compile(r"nnUNetTrainer(DHC|CPS|CReST|SimiS|Pair(Dist|Diff)DW)")
+_STEPS_TOLERANCE = 0.05
+_TIME_TOLERANCE = 0.15
+
+
+def role(trainer: str | None, unlabeled_cases: int | None) -> str:
+    """``stock``, ``pair supervised``, ``semi-supervised`` or ``other``."""
+    name = trainer or ""
+    if _STOCK.match(name):
+        return "stock"
+    if _PAIR_SUPERVISED.match(name):
+        return "pair supervised"
+    if unlabeled_cases or _SEMI_SUPERVISED.match(name):
+        return "semi-supervised"
+    return "other"
+
+
+def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]], metric: Metric,
+            num_cases: int) -> dict[str, Any]:
+    """One sentence on the best row against the baseline, with what it rests on."""
+    if not differences:
+        score = rows[0]["scores"][metric.key]["overall"]
+        return {"sentence": f"{rows[0]['name']}: mean {metric.label} {_score(score['mean'], metric)}"
+                            f"{_interval_text(score, metric, signed=False)} on {_cases(num_cases)}.",
+                "claim": "no comparison", "row": rows[0]["name"], "against": None}
+    sign = 1 if metric.higher_is_better else -1
+    known = [entry for entry in differences if _overall(entry, metric)["mean"] is not None]
+    if not known:
+        return {"sentence": "No claim: the rows share no case in which the metric is defined.", "claim": "no claim",
+                "row": differences[0]["row"], "against": differences[0]["against"]}
+    best = max(known, key=lambda entry: sign * float(_overall(entry, metric)["mean"]))
+    found = _overall(best, metric)
+    name, against = best["row"], best["against"]
+    means = {row["name"]: row["scores"][metric.key]["overall"]["mean"] for row in rows}
+    measured = (f"mean {metric.label} {_score(means[name], metric)} against {_score(means[against], metric)}, "
+                f"{_points(found['mean'], metric)}{_interval_text(found, metric)}")
+    among = f" (best of {len(differences)} compared with {against})" if len(differences) > 1 else ""
+    if found["claim"] == "too few cases":
+        sentence = (f"No claim: {_cases(found['n'])} {'is' if found['n'] == 1 else 'are'} too few "
+                    f"({MIN_CASES_FOR_CLAIM} are needed). {name}{among} measured {measured}.")
+    elif found["claim"] in ("better", "worse"):
+        sentence = (f"{name}{among} is {found['claim']} than {against} on these {_cases(found['n'])}: {measured}, "
+                    f"{_p(found['p_holm'])}{_corrected(found)}.")
+    else:
+        why = ("its interval includes 0" if _includes_zero(found)
+               else f"the signed-rank test does not confirm it, {_p(found['p_holm'])}{_corrected(found)}")
+        sentence = (f"No difference between {name}{among} and {against} can be claimed from these "
+                    f"{_cases(found['n'])}: {measured}; {why}.")
+    return {"sentence": sentence, "claim": found["claim"], "row": name, "against": against}
+
+
+def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, subject: str | None) -> dict[str, Any]:
+    """Which part of the gain comes from unlabeled data, from two networks, and from longer training.
+
+    Args:
+        rows: Rows of the comparison with ``role`` and ``facts``.
+        contrast: Function (row name, against name) -> difference of the first metric with interval and claim.
+        metric: The metric that decides the verdict.
+        subject: The row whose gain is explained; None takes the first semi-supervised row.
+    """
+    by_role: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_role.setdefault(row["role"], []).append(row)
+    semi = by_role.get("semi-supervised", [])
+    if not semi:
+        return {"subject": None, "parts": [], "missing": [], "sentence": ""}
+    target = next((row for row in semi if row["name"] == subject), semi[0])
+    control = _closest(by_role.get("pair supervised", []), target, "steps", _STEPS_TOLERANCE)
+    equal_steps = _closest(by_role.get("stock", []), target, "steps", _STEPS_TOLERANCE)
+    equal_time = _closest(by_role.get("stock", []), target, "seconds", _TIME_TOLERANCE)
+    parts, missing = [], []
+
+    def add(what: str, row: dict[str, Any], against: dict[str, Any]) -> None:
+        found = contrast(row["name"], against["name"])
+        parts.append({"what": what, "row": row["name"], "against": against["name"], **found})
+
+    if control:
+        add("unlabeled data", target, control)
+    else:
+        missing.append("nnUNetTrainerPairSupervised with the same number of steps: without it, the part of the "
+                       "unlabeled data can't be told from that of two networks")
+    if control and equal_steps:
+        add("two networks and class weights", control, equal_steps)
+    if equal_steps:
+        add("everything together, at equal steps", target, equal_steps)
+    else:
+        missing.append("stock nnU-Net with the same number of steps")
+    if equal_time:
+        add("everything together, at equal wall-clock", target, equal_time)
+        if equal_steps and equal_steps is not equal_time:
+            add("longer training of stock nnU-Net", equal_time, equal_steps)
+    else:
+        missing.append("stock nnU-Net with the same wall-clock (train nnUNetTrainer_<N>epochs with about "
+                       f"{_epochs_for_equal_time(target, equal_steps)})")
+    if parts and not target["facts"].get("steps"):
+        missing.append("a record of the number of steps: that the rows had equally many is taken from their names")
+    return {"subject": target["name"], "parts": parts, "missing": missing,
+            "sentence": _attribution_sentence(target["name"], parts, metric)}
+
+
+def _attribution_sentence(subject: str, parts: Sequence[dict[str, Any]], metric: Metric) -> str:
+    by_what = {part["what"]: part for part in parts}
+    unlabeled, networks = by_what.get("unlabeled data"), by_what.get("two networks and class weights")
+    if unlabeled is None or unlabeled["mean"] is None:
+        return ""
+    text = (f"Of what {subject} changes, {_points(unlabeled['mean'], metric)}"
+            f"{_interval_text(unlabeled, metric)} comes from the unlabeled data")
+    if networks is not None and networks["mean"] is not None:
+        text += (f" and {_points(networks['mean'], metric)}{_interval_text(networks, metric)} "
+                 "from two networks with class weights")
+    doubtful = [part["what"] for part in (unlabeled, networks) if part and part["claim"] not in ("better", "worse")]
+    if doubtful:
+        text += f"; no claim can be made for {' and '.join(doubtful)}"
+    return text + "."
+
+
+def _closest(rows: Sequence[dict[str, Any]], target: dict[str, Any], fact: str,
+             tolerance: float) -> dict[str, Any] | None:
+    wanted = target["facts"].get(fact)
+    known = [row for row in rows if row["facts"].get(fact)]
+    if not wanted or not known:
+        # Folders of predictions don't tell their steps: the row's name has to do, and the page says so.
+        return rows[0] if rows and fact == "steps" and not wanted and not known else None
+    best = min(known, key=lambda row: abs(row["facts"][fact] - wanted))
+    return best if abs(best["facts"][fact] - wanted) <= tolerance * wanted else None
+
+
+def _epochs_for_equal_time(target: dict[str, Any], stock: dict[str, Any] | None) -> str:
+    if stock and stock["facts"].get("seconds") and stock["facts"].get("epochs") and target["facts"].get("seconds"):
+        ratio = target["facts"]["seconds"] / stock["facts"]["seconds"]
+        return f"N = {max(1, round(stock['facts']['epochs'] * ratio))}"
+    return "as many epochs as fit into the time"
+
+
+def _overall(entry: dict[str, Any], metric: Metric) -> dict[str, Any]:
+    found: dict[str, Any] = entry["metrics"][metric.key]["overall"]
+    return found
+
+
+def _includes_zero(found: dict[str, Any]) -> bool:
+    return found["low"] is None or found["low"] <= 0 <= found["high"]
+
+
+def _corrected(found: dict[str, Any]) -> str:
+    return f", corrected for {found['comparisons']} comparisons" if found.get("comparisons", 1) > 1 else ""
+
+
+def _cases(count: int) -> str:
+    return "1 case" if count == 1 else f"{count} cases"
+
+
+def _score(value: float | None, metric: Metric) -> str:
+    if value is None:
+        return "undefined"
+    unit = f" {metric.unit}" if metric.unit not in ("0-100", "") else ""
+    return f"{value * metric.scale:.{metric.digits}f}{unit}"
+
+
+def _points(value: float, metric: Metric) -> str:
+    unit = "points" if metric.unit in ("%", "0-100") else metric.unit
+    return f"{value * metric.scale:+.{metric.digits}f} {unit}".replace("-", MINUS)
+
+
+def _interval_text(found: dict[str, Any], metric: Metric, signed: bool = True) -> str:
+    if found["low"] is None:
+        return ""
+    form = f"{'+' if signed else ''}.{metric.digits}f"
+    low, high = (format(found[side] * metric.scale, form).replace("-", MINUS) for side in ("low", "high"))
+    return f" (95 % interval {low} to {high})"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "p undefined"
+    return "p < 0.0001" if value < 0.0001 else f"p = {value:.2g}"
