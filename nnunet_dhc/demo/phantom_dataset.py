@@ -16,6 +16,7 @@ import SimpleITK
 from tqdm import tqdm
 
 from nnunet_dhc.demo.phantom import CLASSES, VERSION, PhantomCase, make_case
+from nnunet_dhc.nnunet.atomic_files import replace_json
 
 DATASET_NAME = "AbdomenPhantom"
 _FILE_ENDING = ".nii.gz"
@@ -59,13 +60,13 @@ def write_dataset(raw_folder: str | os.PathLike, dataset_id: int = 901, plan: Ph
             list(tqdm(pool.map(_write_case, jobs), total=len(jobs), desc="Drawing phantom cases", unit="case"))
     train = [identifier for group, identifier in groups if group == "train"]
     val = [identifier for group, identifier in groups if group == "val"]
-    _write_json(folder / "dataset.json", {
+    replace_json(folder / "dataset.json", {
         "channel_names": {"0": "CT"}, "labels": CLASSES, "numTraining": len(train) + len(val),
         "file_ending": _FILE_ENDING, "name": DATASET_NAME,
         "description": f"Synthetic abdomen, generator version {VERSION} of nnunet_dhc.demo, seed {plan.seed}"})
     if val:
-        _write_json(folder / "splits_final.json", [{"train": train, "val": val}])
-    _write_json(note, made_from)
+        replace_json(folder / "splits_final.json", [{"train": train, "val": val}])
+    replace_json(note, made_from)
     return folder
 
 
@@ -110,9 +111,3 @@ def _read_json(path: Path) -> object:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _write_json(path: Path, content: object) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock nnU-Net with a shorter schedule: ``python -m nnunet_dhc.demo.short_stock 901 3d_fullres 0 --epochs 10``.
+
+The trainer is nnU-Net's own class, untouched; only its counters (epochs, iterations per epoch) are set before it
+starts, because nnU-Net has no option for them. The learning rate follows the shorter schedule by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train and validate; continues where a checkpoint is."""
+    parser = argparse.ArgumentParser(prog="python -m nnunet_dhc.demo.short_stock", description=__doc__.split("\n")[0])
+    parser.add_argument("dataset", help="dataset name or id")
+    parser.add_argument("configuration")
+    parser.add_argument("fold")
+    parser.add_argument("-tr", default="nnUNetTrainer")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS")
+    parser.add_argument("-device", default="cuda", choices=["cpu", "cuda", "mps"])
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--iterations", type=int, default=250, help="iterations per epoch")
+    parser.add_argument("--val-iterations", type=int, default=50, help="validation iterations per epoch")
+    args = parser.parse_args(argv)
+
+    import torch
+    from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+
+    torch.set_num_threads(multiprocessing.cpu_count() if args.device == "cpu" else 1)
+    fold = args.fold if args.fold == "all" else int(args.fold)
+    trainer = get_trainer_from_args(args.dataset, args.configuration, fold, args.tr, args.p, False,
+                                    torch.device(args.device))
+    trainer.num_epochs = args.epochs
+    trainer.num_iterations_per_epoch = args.iterations
+    trainer.num_val_iterations_per_epoch = args.val_iterations
+    trainer.save_every = max(1, args.epochs // 4)
+    continues = any(Path(trainer.output_folder).glob("checkpoint_*.pth"))
+    maybe_load_checkpoint(trainer, continues, False)
+    trainer.run_training()
+    trainer.perform_actual_validation(False)
+
+
+if __name__ == "__main__":
+    main()
