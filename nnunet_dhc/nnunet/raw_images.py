@@ -146,12 +146,12 @@ def _why_not_an_image(entry: os.DirEntry, ending: str) -> str:
 
 def _problem_of_files(files: list[tuple[int, str, Source]], num_channels: int, ending: str) -> str | None:
     numbers = [number for number, _, _ in files]
+    gaps = sorted(set(range(min(numbers[-1] + 1, num_channels))) - set(numbers))
+    if gaps:
+        return f"lacks the channel _{gaps[0]:04d}{ending}; dataset.json names {num_channels}"
     extra = [number for number in numbers if number >= num_channels]
     if extra:
         return f"has an extra channel (_{extra[0]:04d}{ending}); dataset.json names {num_channels}"
-    gaps = sorted(set(range(numbers[-1] + 1)) - set(numbers))
-    if gaps:
-        return f"lacks the channel _{gaps[0]:04d}{ending}; dataset.json names {num_channels}"
     for _, path, (name, size, _) in files:
         if size == _MISSING:
             what = "is a broken link" if os.path.islink(path) else "can't be opened"

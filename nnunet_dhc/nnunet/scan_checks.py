@@ -6,9 +6,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
+import re
 from typing import Any
 
 import numpy as np
+
+from nnunet_dhc.nnunet.nifti_integrity import damage_of_nifti, is_nifti, non_finite
+
+_ERROR_PREFIX = re.compile(r"^(ITK|sitk::) ?ERROR: (\w+\(0x[0-9a-f]+\): )?")
 
 
 class BadScan(Exception):
@@ -31,6 +37,7 @@ def read_checked(reader: Any, image_files: list[str], num_channels: int, dataset
     Raises:
         BadScan: The scan can't be trained on.
     """
+    _check_files(reader, image_files)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -63,10 +70,7 @@ def check_voxels(
         raise BadScan(f"has the spacing {spacing.tolist()}, which is not positive")
     finite = np.isfinite(data)
     if not finite.all():
-        nan = int(np.count_nonzero(np.isnan(data)))
-        infinite = finite.size - int(np.count_nonzero(finite)) - nan
-        parts = [f"{count} {name}" for count, name in ((nan, "NaN"), (infinite, "infinite")) if count]
-        raise BadScan(f"has {' and '.join(parts)} voxels of {data.size}")
+        raise BadScan(str(non_finite(int(np.isnan(data).sum()), int(np.isinf(data).sum()), data.size)))
     if all(channel.min() == channel.max() for channel in data):
         raise BadScan(f"is constant (every voxel is {float(data.flat[0]):g})")
 
@@ -81,8 +85,19 @@ def voxel_hash(data: np.ndarray) -> str:
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The last line of an exception's text, which is where libraries say what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
+    # ITK appends the text of an old errno to every failure.
+    lines = [line for line in lines if not line.startswith("Reason: ")] or lines
+    text = _ERROR_PREFIX.sub("", lines[-1]) if lines else type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _check_files(reader: Any, image_files: list[str]) -> None:
+    if "Nibabel" in type(reader).__name__:
+        return  # it reports all of this itself
+    for path in image_files:
+        damage = damage_of_nifti(path) if is_nifti(path) else None
+        if damage is not None:
+            raise BadScan(damage if len(image_files) == 1 else f"{os.path.basename(path)} {damage}")
 
 
 def _reading_failure(error: Exception, printed: str, num_files: int) -> str:

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find truncated or damaged NIfTI files, and NaN in them, which ITK reads without an error as zeros.
+
+SimpleITK 2.5, nnU-Net's usual reader, fills what is missing from a truncated ``.nii`` or ``.nii.gz`` with zeros and
+replaces NaN and infinity by zeros. So the file itself is read once more, in pieces: length, checksum and finite values.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from typing import BinaryIO
+
+import numpy as np
+
+_PIECE_BYTES = 1 << 22
+
+
+def is_nifti(path: str) -> bool:
+    """Whether the name says NIfTI in one file."""
+    return path.endswith((".nii", ".nii.gz"))
+
+
+def damage_of_nifti(path: str) -> str | None:
+    """What is wrong with the bytes of a NIfTI file, or None."""
+    import nibabel
+
+    try:
+        image = nibabel.load(path)
+        offset, dtype, shape = int(image.dataobj.offset), image.header.get_data_dtype(), image.shape
+    except Exception as error:
+        return f"is no readable NIfTI file ({type(error).__name__})"
+    expected = offset + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    compressed = path.endswith(".gz")
+    if not compressed and dtype.kind not in "fc":
+        size = os.path.getsize(path)
+        return _too_short(size, expected) if size < expected else None
+    try:
+        with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
+            size, nan, infinite = _scan(file, offset, expected, dtype)
+    except EOFError:
+        return "is truncated (the compressed data end too early)"
+    except (zlib.error, gzip.BadGzipFile) as error:
+        return f"is damaged ({error})"
+    if size < expected:
+        return _too_short(size, expected)
+    return non_finite(nan, infinite, int(np.prod(shape, dtype=np.int64)))
+
+
+def non_finite(nan: int, infinite: int, total: int) -> str | None:
+    """Say how many voxels are no numbers."""
+    parts = [f"{count} {name}" for count, name in ((nan, "NaN"), (infinite, "infinite")) if count]
+    return f"has {' and '.join(parts)} voxels of {total}" if parts else None
+
+
+def _too_short(size: int, expected: int) -> str:
+    return f"is truncated ({size} of {expected} bytes)"
+
+
+def _scan(file: BinaryIO, offset: int, expected: int, dtype: np.dtype) -> tuple[int, int, int]:
+    """Bytes in all, and NaN and infinite voxels between ``offset`` and ``expected``."""
+    size = len(file.read(offset))
+    nan = infinite = 0
+    check = dtype.kind in "fc"
+    # A multiple of every item size, so that no voxel is cut in two.
+    while piece := file.read(_PIECE_BYTES):
+        if check and size < expected:
+            usable = min(len(piece), expected - size) // dtype.itemsize
+            voxels = np.frombuffer(piece, dtype, usable)
+            if not np.isfinite(voxels).all():
+                nan += int(np.isnan(voxels).sum())
+                infinite += int(np.isinf(voxels).sum())
+        size += len(piece)
+    return size, nan, infinite
