@@ -10,8 +10,9 @@ from importlib import import_module
 from nnunet_dhc import __version__
 from nnunet_dhc.errors import UserError
 
-# Each name is a module of this package with HELP, add_arguments(parser) and run(args).
-VERBS = ("split", "preprocess", "configure", "compare")
+# Each name is a module of this package with HELP, add_arguments(parser) and run(args). One with HANDS_OVER takes every
+# argument as it is, -h included, for a parser of nnU-Net's.
+VERBS = ("split", "preprocess", "configure", "train", "predict", "compare", "methods", "doctor", "env")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,6 +22,12 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         module = import_module(f"nnunet_dhc.cli.{verb.replace('import', 'import_')}")
+        if getattr(module, "HANDS_OVER", False):
+            # With a prefix that nobody types, every argument is positional.
+            sub = verbs.add_parser(verb, help=module.HELP, add_help=False, prefix_chars="\0")
+            sub.add_argument("arguments", nargs="*")
+            sub.set_defaults(run=module.run, debug=False)
+            continue
         sub = verbs.add_parser(verb, help=module.HELP, description=module.HELP)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(sub)

@@ -84,7 +84,7 @@ def test_folds_are_a_partition_of_equal_sizes(num_folds, num_cases, seed):
     rng = np.random.default_rng(seed)
     units, classes_of = _dataset([frozenset(c for c in CLASSES if rng.random() < 0.6) for _ in range(num_cases)])
     folds = draw_folds(units, num_folds, seed, classes_of)
-    assert sorted(_cases(sum(folds, []))) == sorted(classes_of)
+    assert sorted(_cases([unit for fold in folds for unit in fold])) == sorted(classes_of)
     sizes = [len(_cases(fold)) for fold in folds]
     assert max(sizes) <= -(-num_cases // num_folds)
     assert min(sizes) >= 1
