@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,13 @@ class Overlap(NamedTuple):
     true_positives: Tensor
     predicted: Tensor
     labeled: Tensor
+
+
+@lru_cache(maxsize=256)
+def _nearest_positions(old_size: int, size: int, device: torch.device) -> Tensor:
+    """Which of `old_size` positions each of `size` takes; made once, so that steps copy nothing to the device."""
+    positions = torch.arange(old_size, dtype=torch.float32)
+    return F.interpolate(positions[None, None], size=size, mode="nearest-exact")[0, 0].long().to(device)
 
 
 class LabelSpace(ABC):
@@ -139,9 +147,7 @@ class LabelSpace(ABC):
         for axis, size in enumerate(spatial_shape, start=2):
             old_size = target.shape[axis]
             if size != old_size:
-                positions = torch.arange(old_size, dtype=torch.float32, device=target.device)
-                nearest = F.interpolate(positions[None, None], size=int(size), mode="nearest-exact")[0, 0]
-                target = target.index_select(axis, nearest.long())
+                target = target.index_select(axis, _nearest_positions(old_size, int(size), target.device))
         return target
 
 

@@ -142,13 +142,11 @@ def sigmoid_sums(logits: Tensor, target: Tensor, valid: Tensor | None = None, ov
     return LossSums(bce.sum(2), hits, (probs * truth).sum(2), predicted, labeled)
 
 
-def _per_class(values: Tensor, index: Tensor, k: int) -> Tensor:
-    """Sum `values` (n,) by class index (n,) into (k,), accurate for millions of voxels."""
+def _per_class(values: Tensor, index: Tensor, buffer: Tensor) -> Tensor:
+    """Sum `values` (n,) by class index (n,) into (k,), accurate for millions of voxels; spoils `buffer` (k, n)."""
     if values.device.type == "cpu":
-        return torch.bincount(index, weights=values.double(), minlength=k)
-    return torch.zeros(k, values.shape[0], dtype=values.dtype, device=values.device).scatter_(
-        0, index[None], values[None]
-    ).sum(1)
+        return torch.bincount(index, weights=values.double(), minlength=buffer.shape[0])
+    return buffer.zero_().scatter_(0, index[None], values[None]).sum(1)
 
 
 class _SoftmaxSums(torch.autograd.Function):
@@ -173,11 +171,11 @@ class _SoftmaxSums(torch.autograd.Function):
             log_total = torch.add(largest, total.log(), out=log_sum[sample, voxels])
             own = scores.gather(0, index[None])[0] - log_total
             present = torch.ones_like(own) if valid is None else valid
-            cross_entropy[sample] -= _per_class(own if valid is None else own * valid, index, k)
-            labeled[sample] += _per_class(present, index, k)
             if overlap:
-                intersection[sample] += _per_class(own.exp_().mul_(present), index, k)
                 predicted[sample] += buffer.mul_(present / total).sum(1)
+                intersection[sample] += _per_class(own.exp().mul_(present), index, buffer)
+            labeled[sample] += _per_class(present, index, buffer)
+            cross_entropy[sample] -= _per_class(own.mul_(present), index, buffer)
         ctx.save_for_backward(logits, target, log_sum)
         ctx.ignore, ctx.overlap = ignore, overlap
         sums = tuple(t.to(pieces.dtype) for t in (cross_entropy, intersection, predicted, labeled))
