@@ -71,7 +71,7 @@ class UnlabeledDataset:
         if self.with_nonzero_mask:
             seg = self._open(identifier, os.path.join(self.source_folder, names["nonzero"]))
         else:
-            seg = np.broadcast_to(np.int16(0), (1, *data.shape[1:]))
+            seg = np.broadcast_to(np.int8(0), (1, *data.shape[1:]))
         seg_prev = None
         if self.folder_with_segs_from_previous_stage is not None:
             path = os.path.join(self.folder_with_segs_from_previous_stage, identifier + ".b2nd")
