@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One whole DHC step from the parts, on one labeled and one unlabeled sample of six voxels."""
+
+from __future__ import annotations
+
+import torch
+from golden import assert_golden, labels_of, logits_of
+
+from nnunet_dhc.core import DiffDW, DistDW
+from nnunet_dhc.core.class_counts import hard_dice
+from nnunet_dhc.core.label_spaces import ClassLabels
+from nnunet_dhc.core.rampup import gaussian_rampup
+
+A_LABELED = logits_of(((2, 0, 0, 0), (0, 1, 0, 0), (0, 0, 3, 0), (1.2, 1, 0, 0), (0, 0, 0, 0.5), (2, 0, 0, 1)))
+B_LABELED = logits_of(((1, 0, 0, 0), (0, 2, 0, 0), (1, 0, 0.5, 0), (0, 1.5, 0, 0), (0, 0, 0, 2), (0.5, 0, 0, 0)))
+A_UNLABELED = logits_of(((1, 0, 0, 0), (3, 0, 0, 0), (0, 1, 0, 0), (0, 0, 2, 0), (0, 0, 0, 1), (1, 0, 0.5, 0)))
+B_UNLABELED = logits_of(((2, 0, 0, 0), (1, 0, 0, 0), (1, 0.5, 0, 0), (0, 0, 1, 0), (0, 0, 0.5, 1), (0, 1, 0, 0)))
+TARGET = labels_of((0, 1, 2, 1, 3, 0))
+LABELS = ClassLabels(4)
+
+
+def test_released_step() -> None:
+    a, b = torch.cat([A_LABELED, A_UNLABELED]), torch.cat([B_LABELED, B_UNLABELED])
+    pseudo_a, pseudo_b = LABELS.pseudo_label(a), LABELS.pseudo_label(b)
+    assert pseudo_a.flatten().tolist() == [0, 1, 2, 0, 3, 0, 0, 0, 1, 2, 3, 0]
+    assert pseudo_b.flatten().tolist() == [0, 1, 0, 1, 3, 0, 0, 0, 0, 2, 3, 1]
+
+    dice = hard_dice(*LABELS.overlap(pseudo_a[:1], TARGET))
+    assert_golden(dice, (0.8, 0.666667, 1, 1))
+    difficulty = DiffDW(4, mode="released").update(dice)
+    assert_golden(difficulty, (3.838608, 4, 3.647238, 3.647238))
+
+    counts = LABELS.count(pseudo_b[1:])
+    assert counts.tolist() == [3, 1, 1, 1]
+    dist = DistDW(4, mode="released")
+    dist.initialize(torch.tensor((1000, 100, 10, 1)))
+    rarity = dist.update(counts)
+    assert_golden(rarity, (0, 1.36, 2.68, 4))
+
+    ce_a, dice_a, _ = LABELS.cross_entropy_and_dice(A_LABELED, TARGET, difficulty, 1.0, True)
+    ce_b, dice_b, _ = LABELS.cross_entropy_and_dice(B_LABELED, TARGET, rarity, 1.0, True)
+    assert_golden(torch.stack([ce_a, dice_a, ce_a + dice_a]), (0.644427, -2.447464, -1.803037))
+    assert_golden(torch.stack([ce_b, dice_b, ce_b + dice_b]), (0.653660, -1.713082, -1.059422))
+    cross_a = LABELS.cross_entropy(a, pseudo_b, difficulty)[0]
+    cross_b = LABELS.cross_entropy(b, pseudo_a, rarity)[0]
+    assert_golden(torch.stack([cross_a, cross_b]), (1.039471, 0.788715))
+
+    supervised = ce_a + dice_a + ce_b + dice_b
+    assert_golden(supervised + 0.1 * gaussian_rampup(0.0) * (cross_a + cross_b), -2.861227)
+    assert_golden(supervised + 0.1 * gaussian_rampup(150 / 300) * (cross_a + cross_b), -2.810080)
+
+    # the composition of the paper, with the same weights: unsupervised (CE + Dice) / 2
+    half_a = sum(LABELS.cross_entropy_and_dice(a, pseudo_b, difficulty, 1.0, True)[:2]) / 2
+    half_b = sum(LABELS.cross_entropy_and_dice(b, pseudo_a, rarity, 1.0, True)[:2]) / 2
+    assert_golden(torch.stack([half_a, half_b]), (-0.391212, -0.302807))
+
+
+def test_plain_cross_pseudo_supervision() -> None:
+    a, b = torch.cat([A_LABELED, A_UNLABELED]), torch.cat([B_LABELED, B_UNLABELED])
+    supervised = [
+        sum(LABELS.cross_entropy_and_dice(logits, TARGET, None, 1.0, True)[:2]) for logits in (A_LABELED, B_LABELED)
+    ]
+    crossed = [
+        LABELS.cross_entropy(a, LABELS.pseudo_label(b), None)[0],
+        LABELS.cross_entropy(b, LABELS.pseudo_label(a), None)[0],
+    ]
+    assert_golden(torch.stack(supervised), (-0.011411, 0.075704))
+    assert_golden(torch.stack(crossed), (1.033363, 0.966614))
