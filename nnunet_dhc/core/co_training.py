@@ -93,7 +93,9 @@ class CoTrainingObjective:
         return self.labels.pseudo_label(logits_a.detach()), self.labels.pseudo_label(logits_b.detach())
 
     @torch.no_grad()
-    def update_weights(self, pseudo_a: Tensor, pseudo_b: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def update_weights(
+        self, pseudo_a: Tensor, pseudo_b: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Bring the class weights of A and of B up to date with this step's predictions.
 
         Args:
@@ -102,24 +104,26 @@ class CoTrainingObjective:
 
         Returns:
             Weights of A and of B, each (k,) float32, and the voxels per class of both networks' pseudo labels on the
-            patches that are counted, shape (2, k) int64.
+            patches that are counted, shape (2, k) int64; None where none is counted.
         """
         num_labeled = target.shape[0]
+        from_labeled = self.composition.counts_from_labeled
+        # a step without unlabeled patches says nothing about their class distribution
+        countable = from_labeled or pseudo_a.shape[0] > num_labeled
         counts = []
         for weighting, pseudo in ((self.weighting_a, pseudo_a), (self.weighting_b, pseudo_b)):
             labeled, unlabeled = pseudo[:num_labeled], pseudo[num_labeled:]
-            from_labeled = self.composition.counts_from_labeled or len(unlabeled) == 0
-            counted = self._summed(self.labels.count(labeled if from_labeled else unlabeled))
-            counts.append(counted)
             if weighting.reads == "labeled_dice":
                 weighting.update(hard_dice(*(self._summed(n) for n in self.labels.overlap(labeled, target))))
-            elif len(unlabeled) == 0 and not self.composition.counts_from_labeled:
-                continue  # a step without unlabeled patches says nothing about their class distribution
-            elif weighting.reads == "all_counts" and not from_labeled:
+            if not countable:
+                continue
+            counted = self._summed(self.labels.count(labeled if from_labeled else unlabeled))
+            counts.append(counted)
+            if weighting.reads == "all_counts" and not from_labeled:
                 weighting.update(counted + self._summed(self.labels.count(labeled)))
-            elif weighting.reads != "nothing":
+            elif weighting.reads in ("all_counts", "unlabeled_counts"):
                 weighting.update(counted)
-        return self.weighting_a.weights, self.weighting_b.weights, torch.stack(counts)
+        return self.weighting_a.weights, self.weighting_b.weights, torch.stack(counts) if countable else None
 
     def terms(
         self,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,18 @@ def read_checkpoint(filename: str, trainer_name: str) -> dict[str, Any]:
             f"{filename} was written by a later nnunet_dhc (format {checkpoint[STATE_KEY]['format']}, this one "
             f"reads up to {FORMAT}); update nnunet_dhc"
         )
+    written_by = checkpoint.get("trainer_name", "?")
+    if _without_epochs(written_by) != _without_epochs(trainer_name):
+        raise UserError(
+            f"{filename} was written by {written_by}, this is {trainer_name}; continue it with -tr {written_by}, or start "
+            "from its weights with -pretrained_weights"
+        )
     return checkpoint
+
+
+def _without_epochs(trainer_name: str) -> str:
+    """A training may go on under the name of another number of epochs."""
+    return re.sub(r"_\d+epochs?$", "", trainer_name)
 
 
 def _other_checkpoint(filename: str) -> str:

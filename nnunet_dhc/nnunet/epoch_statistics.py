@@ -19,7 +19,8 @@ LOSS_TERMS = ("total", "supervised_a", "supervised_b", "unsupervised_a", "unsupe
 class TrainingStatistics:
     """Losses, skipped steps and pseudo-label counts of the training steps of one epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
         self._losses = np.zeros(len(LOSS_TERMS))
         self._counts: Tensor | None = None
         self.steps = 0
@@ -31,9 +32,12 @@ class TrainingStatistics:
         self.gradient_share = float("nan")
         self.unlabeled_gradient_share = float("nan")
 
-    def add(self, losses: np.ndarray, empty: float, counts: Tensor | None, finite: bool, overflow: bool) -> None:
-        """One step: its losses in the order of ``LOSS_TERMS``, and the pseudo-label counts, (2, k) on the device."""
+    def add(
+        self, losses: np.ndarray, empty: float, counts: Tensor | None, has_unlabeled: bool, finite: bool, overflow: bool
+    ) -> None:
+        """One step: its losses in the order of ``LOSS_TERMS``, and what was counted for the weights, (2, k)."""
         self.steps += 1
+        self.unlabeled_steps += has_unlabeled
         self.non_finite_steps += not finite
         self.amp_overflow_steps += overflow
         self.empty_cross_entropies += int(empty)
@@ -41,13 +45,12 @@ class TrainingStatistics:
             self.finite_steps += 1
             self._losses += losses
         if counts is not None:
-            self.unlabeled_steps += 1
             self._counts = counts if self._counts is None else self._counts + counts
 
     def read(self) -> dict[str, Any]:
         """Values for the epoch log; waits for the device once."""
         mean = self._losses / max(self.finite_steps, 1)
-        shares: list[list[float]] = [[], []]
+        shares = [[float("nan")] * self._num_classes] * 2
         if self._counts is not None:
             counts = self._counts.double().cpu()
             shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).tolist()

@@ -225,7 +225,7 @@ class PairTrainer(nnUNetTrainer):
     def on_train_epoch_start(self):
         super().on_train_epoch_start()
         self.loss_weight, self.unlabeled_rate = self._schedule(self.current_epoch)
-        self.statistics = TrainingStatistics()
+        self.statistics = TrainingStatistics(self.objective.labels.num_classes)
         self.timer.read()
         self.dataloader_train.waited_s = 0.0
         self._choose_streams(0)
@@ -295,7 +295,8 @@ class PairTrainer(nnUNetTrainer):
         self.statistics.add(
             values[:5].astype(np.float64),
             values[5],
-            counts if has_unlabeled else None,
+            counts,
+            has_unlabeled,
             finite,
             overflow=finite and not np.isfinite(values[6]),
         )

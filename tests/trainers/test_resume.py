@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A resumed run is the run that was never stopped; damaged and foreign checkpoints get one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tiny_training import assert_same, log_lines, make_trainer, parameters, resumed
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet import checkpoint as checkpoint_module
+
+SETTINGS = {"num_epochs": 3, "lambda_max": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def seeded(monkeypatch):
+    monkeypatch.setenv("nnUNet_dhc_seed", "3")
+
+
+def stop_in_epoch(trainer, epoch: int) -> None:
+    """Die in the middle of an epoch, as a killed process does."""
+    stock = trainer.train_step
+
+    def train_step(batch):
+        if trainer.current_epoch == epoch and trainer.statistics.steps == 1:
+            raise KeyboardInterrupt
+        return stock(batch)
+
+    trainer.train_step = train_step
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
+
+
+@pytest.mark.parametrize("killed_in_epoch", [0, 1, 2])
+def test_resumed_run_equals_one_never_stopped(tiny_dataset, killed_in_epoch):
+    whole = make_trainer(tiny_dataset, **SETTINGS)
+    whole.run_training()
+    expected, lines = parameters(whole), log_lines(whole)
+    states = [w.state_dict() for w in whole._weightings.values()]
+    Path(whole.output_folder, "checkpoint_final.pth").unlink()
+
+    killed = make_trainer(tiny_dataset, **SETTINGS)
+    stop_in_epoch(killed, killed_in_epoch)
+    second = resumed(tiny_dataset, killed, **SETTINGS)
+    assert second.current_epoch == killed_in_epoch
+    second.run_training()
+
+    assert_same(expected, parameters(second))
+    for state, weighting in zip(states, second._weightings.values(), strict=True):
+        after = weighting.state_dict()
+        assert all(torch.equal(torch.as_tensor(after[n]), torch.as_tensor(state[n])) for n in state)
+    for before, after in zip(lines, log_lines(second), strict=True):
+        for key in ("epoch", "lambda", "losses", "class_weights_a", "class_weights_b", "dice_mean", "agreement"):
+            assert before[key] == after[key], key
+    assert second._best_ema == whole._best_ema
+
+
+def test_finished_run_needs_no_unlabeled_case_and_keeps_its_checkpoint(tiny_dataset):
+    trainer = make_trainer(tiny_dataset)
+    trainer.run_training()
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    content = final.read_bytes()
+    for path in tiny_dataset.images_un.iterdir():
+        path.unlink()
+    again = resumed(tiny_dataset, trainer, "checkpoint_final.pth")
+    again.run_training()
+    assert final.read_bytes() == content
+
+
+def test_continue_without_checkpoint_never_starts_over(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, continues=True)
+    with pytest.raises(UserError, match="there is no checkpoint in .*without --c"):
+        trainer.run_training()
+
+
+def test_checkpoint_before_the_first_step(tiny_dataset):
+    trainer = make_trainer(tiny_dataset)
+    trainer.on_train_start()
+    latest = torch.load(Path(trainer.output_folder) / "checkpoint_latest.pth", weights_only=False)
+    assert latest["current_epoch"] == 0
+    assert latest["nnunet_dhc"]["weighting_b"]["weights"].shape == (4,)
+
+
+def test_our_part_loads_without_executing_code(tiny_dataset, tmp_path):
+    trainer = make_trainer(tiny_dataset)
+    trainer.on_train_start()
+    state = torch.load(Path(trainer.output_folder) / "checkpoint_latest.pth", weights_only=False)["nnunet_dhc"]
+    torch.save(state, tmp_path / "state.pth")
+    assert torch.load(tmp_path / "state.pth", weights_only=True).keys() == state.keys()
+
+
+def test_changed_cases_are_told(tiny_dataset):
+    trainer = make_trainer(tiny_dataset)
+    stop_in_epoch(trainer, 1)
+    sorted(tiny_dataset.images_un.iterdir())[0].unlink()
+    second = resumed(tiny_dataset, trainer)
+    second.run_training()
+    log = "".join(path.read_text() for path in Path(second.output_folder).glob("training_log_*.txt"))
+    assert "WARNING: the list of cases (unlabeled) is not what this run started with" in log
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "stock", "later format", "other trainer"])
+def test_bad_checkpoint_gets_one_line(tiny_dataset, damage):
+    trainer = make_trainer(tiny_dataset)
+    trainer.on_train_start()
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    content = path.read_bytes()
+    checkpoint = torch.load(path, weights_only=False)
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "foreign":
+        torch.save([1, 2], path)
+    elif damage == "stock":
+        del checkpoint["nnunet_dhc"]
+        torch.save({**checkpoint, "trainer_name": "nnUNetTrainer"}, path)
+    elif damage == "later format":
+        checkpoint["nnunet_dhc"]["format"] = 99
+        torch.save(checkpoint, path)
+    else:
+        torch.save({**checkpoint, "trainer_name": "nnUNetTrainerCPS"}, path)
+    with pytest.raises(UserError) as error:
+        make_trainer(tiny_dataset, continues=True).load_checkpoint(str(path))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_kill_while_writing_leaves_the_old_checkpoint(tiny_dataset, monkeypatch):
+    trainer = make_trainer(tiny_dataset)
+    trainer.on_train_start()
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    content = path.read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_module.os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer._save_latest(finished_epochs=1)
+    assert path.read_bytes() == content
+    assert not [name for name in os.listdir(trainer.output_folder) if name.endswith(".tmp")]
+
+
+def test_full_disk_while_writing_is_one_line(tiny_dataset, monkeypatch):
+    trainer = make_trainer(tiny_dataset)
+    trainer.on_train_start()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device.*previous checkpoint is kept"):
+        trainer._save_latest(finished_epochs=1)
+
+
+def test_stock_part_of_a_checkpoint_is_nnunets(tiny_dataset):
+    """A reader that knows nnU-Net finds every key it expects."""
+    trainer = make_trainer(tiny_dataset)
+    trainer.on_train_start()
+    ours = torch.load(Path(trainer.output_folder) / "checkpoint_latest.pth", weights_only=False)
+    nnUNetTrainer.save_checkpoint(trainer, str(Path(trainer.output_folder) / "stock.pth"))
+    stock = torch.load(Path(trainer.output_folder) / "stock.pth", weights_only=False)
+    assert set(ours) == {*stock, "nnunet_dhc"}

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training reads, what it learns from, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_data import make_scan, write_image
+from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, parameters
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet import cotrained_pair
+
+FULL_RAMP = {"ramp_length": 0.0, "lambda_max": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def seeded(monkeypatch):
+    monkeypatch.setenv("nnUNet_dhc_seed", "7")
+
+
+def train(dataset, name="nnUNetTrainerDHC", **settings):
+    trainer = make_trainer(dataset, name, **settings)
+    trainer.run_training()
+    return trainer
+
+
+def scramble_labels(dataset, identifiers) -> None:
+    """Overwrite, after planning, all that is known of the labels of these cases: raw, preprocessed, and locations."""
+    import blosc2
+    from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
+
+    rng = np.random.default_rng(0)
+    for case in identifiers:
+        _, segmentation = make_scan(0)
+        write_image(dataset.raw / "labelsTr" / f"{case}.nii.gz", rng.integers(0, 4, segmentation.shape, np.uint8))
+        write_image(dataset.preprocessed / "gt_segmentations" / f"{case}.nii.gz", segmentation)
+        for folder in dataset.preprocessed.glob("nnUNetPlans_*"):
+            path = folder / f"{case}_seg.b2nd"
+            if path.is_file():
+                shape = blosc2.open(str(path)).shape
+                path.unlink()
+                blosc2.asarray(rng.integers(0, 4, shape).astype(np.int16), urlpath=str(path))
+                properties = load_pickle(str(folder / f"{case}.pkl"))
+                properties["class_locations"] = {c: rng.integers(0, 9, (5, 4)) for c in properties["class_locations"]}
+                write_pickle(properties, str(folder / f"{case}.pkl"))
+
+
+def test_labels_of_unlabeled_cases_are_never_read(tiny_dataset):
+    before = train(tiny_dataset, **FULL_RAMP)
+    weights = parameters(before), before.objective.weighting_b.weights.clone()
+    scramble_labels(tiny_dataset, FOLD["unlabeled"])
+    after = train(tiny_dataset, **FULL_RAMP)
+    assert_same(weights[0], parameters(after))
+    assert torch.equal(weights[1], after.objective.weighting_b.weights)
+
+
+def test_labels_of_labeled_cases_are_read(tiny_dataset):
+    """The scrambling of the test above does change a training where the labels count."""
+    before = parameters(train(tiny_dataset))
+    scramble_labels(tiny_dataset, FOLD["train"])
+    assert differs(before, parameters(train(tiny_dataset)))
+
+
+@pytest.mark.parametrize(("name", "matters"), [("nnUNetTrainerDHC", True), ("nnUNetTrainerPairSupervised", False)])
+def test_unlabeled_images_matter_to_dhc_alone(tiny_dataset, name, matters):
+    first = parameters(train(tiny_dataset, name, **FULL_RAMP))
+    for number, path in enumerate(sorted(tiny_dataset.images_un.iterdir())):
+        write_image(path, make_scan(500 + number)[0])
+    assert differs(first, parameters(train(tiny_dataset, name, **FULL_RAMP))) == matters
+
+
+def test_control_opens_no_unlabeled_case(tiny_dataset):
+    for path in tiny_dataset.images_un.iterdir():
+        path.write_bytes(b"not an image")
+    trainer = train(tiny_dataset, "nnUNetTrainerPairSupervised")
+    assert trainer.data.pool is None
+    assert log_lines(trainer)[-1]["losses"]["unsupervised_a"] == 0
+
+
+def test_log_shows_the_share_of_the_unsupervised_term(tiny_dataset):
+    """Lambda starts at 0.7 % of its maximum, so the share of the gradient starts near 0 and is large at the full ramp."""
+    at_start = log_lines(train(tiny_dataset))[0]
+    assert at_start["lambda"] == pytest.approx(0.1 * np.exp(-5), rel=1e-4)
+    assert 0 < at_start["unsupervised_gradient_share"] < 0.05
+    full = log_lines(train(tiny_dataset, **FULL_RAMP))[0]
+    assert full["lambda"] == 1
+    assert full["unsupervised_gradient_share"] > 0.2
+    assert 0 < full["unlabeled_gradient_share"] < full["unsupervised_gradient_share"]
+
+
+def test_files_of_a_run(tiny_dataset):
+    trainer = train(tiny_dataset)
+    folder = Path(trainer.output_folder)
+    lines = log_lines(trainer)
+    assert [line["epoch"] for line in lines] == [0, 1]
+    for line in lines:
+        assert len(line["class_weights_a"]) == len(line["class_weights_b"]) == 4
+        assert len(line["dice_a"]) == len(line["dice_b"]) == len(line["dice_mean"]) == 3
+        assert sum(line["pseudo_label_share_b"]) == pytest.approx(1)
+        assert line["seconds"]["forward"] > 0 and line["seconds"]["backward"] > 0
+    run = json.loads((folder / "dhc_run.json").read_text())
+    assert run["counts"] == {"labeled": 2, "validation": 1, "unlabeled": 5}
+    assert sorted(run["cases"]["unlabeled"]) == sorted(FOLD["unlabeled"] + tiny_dataset.unlabeled)
+    assert run["seed"] == 7 and run["finished"] and run["recipe"]["lambda_max"] == 0.1
+    assert (folder / "dhc_progress.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "progress.png").is_file() and (folder / "checkpoint_final.pth").is_file()
+    assert not (folder / "checkpoint_latest.pth").exists()
+    log = next(folder.glob("training_log_*.txt")).read_text()
+    assert "2 labeled, 5 unlabeled, 1 validation cases" in log
+    assert "This run will take about" in log
+
+
+def test_sub_networks_differ_from_the_first_step_on(tiny_dataset):
+    trainer = make_trainer(tiny_dataset)
+    trainer.initialize()
+    a, b = trainer.pair.sub_networks
+    assert differs(a.state_dict(), b.state_dict())
+    images = torch.randn(1, 1, *trainer.configuration_manager.patch_size)
+    with torch.no_grad(), trainer.pair.giving("both"):
+        logits_a, logits_b = trainer.pair(images)
+    assert not torch.allclose(logits_a[0], logits_b[0])
+
+
+def test_gradient_of_each_sub_network_is_clipped_by_itself(tiny_dataset):
+    trainer = make_trainer(tiny_dataset)
+    trainer.initialize()
+    for factor, network in zip((1e6, 1e-3), trainer.pair.sub_networks, strict=True):
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, factor)
+    trainer._clip_gradients()
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in n.parameters()]) for n in trainer.pair.sub_networks]
+    count = sum(p.numel() for p in trainer.pair.sub_network_b.parameters())
+    assert norms[0] == pytest.approx(12, rel=1e-3)
+    assert norms[1] == pytest.approx(1e-3 * count**0.5, rel=1e-3)  # below the limit: untouched
+
+
+def test_unlabeled_patches_as_often_as_lambda(tiny_dataset):
+    """The schedule "ramp" draws them in every tenth step at first and in every step at the end, and reweights them."""
+    trainer = train(tiny_dataset, unlabeled_schedule="ramp", num_epochs=4, num_iterations_per_epoch=10)
+    lines = log_lines(trainer)
+    assert lines[0]["steps_with_unlabeled"] == 1
+    rates = [max(np.exp(-5 * (1 - e / 4) ** 2), 0.1) for e in range(4)]
+    assert [line["unlabeled_rate"] for line in lines] == pytest.approx(rates)
+    assert [line["steps_with_unlabeled"] for line in lines] == [int(10 * rate + 1e-9) for rate in rates]
+
+
+# ---- alarms and non-finite losses ----
+
+
+def freeze(trainer) -> None:
+    trainer.initial_lr = 0.0
+    trainer.initialize()
+
+
+def test_alarm_when_a_class_collapses(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, num_epochs=3, collapse_patience=2)
+    freeze(trainer)
+    for network in trainer.pair.sub_networks:
+        network.decoder.seg_layers[-1].bias.data[3] = -1e4
+    trainer.run_training()
+    lines = log_lines(trainer)
+    assert not lines[0]["alarms"]
+    assert any("small" in alarm for alarm in lines[1]["alarms"])
+    assert "ALARM: " in next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
+
+
+def test_alarm_when_the_sub_networks_become_one(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, num_epochs=2, collapse_patience=2)
+    freeze(trainer)
+    trainer.pair.sub_network_b.load_state_dict(trainer.pair.sub_network_a.state_dict())
+    trainer.run_training()
+    lines = log_lines(trainer)
+    assert lines[1]["relative_logit_gap"] == 0
+    assert any("A and B" in alarm for alarm in lines[1]["alarms"])
+
+
+def poison(trainer, from_step: int, num_steps: int) -> None:
+    """Let some training steps see an image with a NaN."""
+    stock, calls = trainer.train_step, []
+
+    def train_step(batch):
+        calls.append(0)
+        if from_step <= len(calls) - 1 < from_step + num_steps:
+            batch["data"][0, 0, 0, 0, 0] = float("nan")
+        return stock(batch)
+
+    trainer.train_step = train_step
+
+
+def test_non_finite_step_is_skipped_whole_and_counted(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=3)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    before = parameters(trainer), [w.state_dict() for w in trainer._weightings.values()]
+    batch = next(trainer.dataloader_train)
+    batch["data"][0, 0, 0, 0, 0] = float("nan")
+    trainer.train_step(batch)
+    assert_same(before[0], parameters(trainer))
+    for state, weighting in zip(before[1], trainer._weightings.values(), strict=True):
+        after = weighting.state_dict()
+        assert all(torch.equal(torch.as_tensor(after[name]), torch.as_tensor(state[name])) for name in state)
+    trainer.train_step(next(trainer.dataloader_train))
+    assert differs(before[0], parameters(trainer))
+    assert trainer.statistics.read()["skipped_steps"] == 1
+
+
+def test_many_non_finite_steps_end_the_run_with_the_last_checkpoint(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, num_epochs=3, num_iterations_per_epoch=4, max_non_finite_steps=3)
+    poison(trainer, from_step=5, num_steps=100)
+    with pytest.raises(UserError, match="3 steps in a row"):
+        trainer.run_training()
+    checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_latest.pth", weights_only=False)
+    assert checkpoint["current_epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in checkpoint["network_weights"].values())
+
+
+# ---- validation ----
+
+
+def test_validation_runs_each_sub_network_once_per_patch(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=1, num_val_iterations_per_epoch=3)
+    trainer.initialize()
+    passes = []
+    for network in trainer.pair.sub_networks:
+        network.register_forward_hook(lambda module, *_: None if module.training else passes.append(0))
+    trainer.run_training()
+    assert len(passes) == 2 * 3
+
+
+def test_pair_gives_what_it_is_asked_for():
+    class Constant(torch.nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def forward(self, images):
+            return [images * self.value, images[..., ::2] * self.value]
+
+    pair = cotrained_pair.CoTrainedPair(Constant(1.0), Constant(3.0))
+    images = torch.ones(1, 1, 4, 4)
+    assert torch.equal(pair(images)[0], 2 * images)
+    with pair.giving("both"):
+        a, b = pair(images)
+        assert torch.equal(a[0], images) and torch.equal(b[1], 3 * images[..., ::2])
+        with pair.giving("b"):
+            assert torch.equal(pair(images)[0], 3 * images)
+    assert pair.output == "mean"
