@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a trained model in ``nnUNet_results``: its plans, its folds, its checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_dhc.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """``<nnUNet_results>/<dataset>/<trainer>__<plans>__<configuration>``."""
+
+    path: Path
+    dataset: str
+    trainer: str
+    plans_identifier: str
+    configuration: str
+
+    @property
+    def plans(self) -> dict[str, Any]:
+        return self._json("plans.json")
+
+    @property
+    def dataset_json(self) -> dict[str, Any]:
+        return self._json("dataset.json")
+
+    def managers(self) -> tuple[PlansManager, ConfigurationManager]:
+        plans_manager = PlansManager(self.plans)
+        return plans_manager, plans_manager.get_configuration(self.configuration)
+
+    def fold_folder(self, fold: int | str) -> Path:
+        return self.path / f"fold_{fold}"
+
+    def checkpoint(self, fold: int | str, name: str) -> Path:
+        return self.fold_folder(fold) / name
+
+    def require_checkpoints(self, folds: Sequence[int | str], name: str) -> None:
+        """Refuse if a fold has no such checkpoint.
+
+        Raises:
+            UserError: Names the folds that miss and those that are there.
+        """
+        missing = [str(fold) for fold in folds if not self.checkpoint(fold, name).is_file()]
+        if not missing:
+            return
+        there = sorted(
+            path.parent.name.removeprefix("fold_") for path in self.path.glob(f"fold_*/{name}") if path.is_file()
+        )
+        remedy = f"train them, or use -f {' '.join(there)}" if there else "train first, or give another -chk"
+        raise UserError(f"{self.path} has no {name} of fold {', '.join(missing)}: {remedy}")
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} can't be read ({error}): train again, or copy the file back") from error
+
+
+def find_model_folder(dataset: str | int, trainer: str, plans_identifier: str, configuration: str) -> ModelFolder:
+    """Find what ``nnUNetv2_train`` wrote for these names.
+
+    Raises:
+        UserError: nnUNet_results is not set, or there is no such dataset or model; the message lists the models.
+    """
+    results = os.environ.get("nnUNet_results")
+    if not results:
+        raise UserError("nnUNet_results is not set: export it as nnU-Net's documentation says")
+    text = str(dataset)
+    names = sorted(path.name for path in Path(results).glob("Dataset[0-9][0-9][0-9]_*") if path.is_dir())
+    matches = [name for name in names if name == text or (text.isdecimal() and name[7:10] == f"{int(text):03d}")]
+    if len(matches) != 1:
+        raise UserError(
+            f"{results} has {'several datasets' if matches else 'no trained model of dataset'} {text} (found: "
+            f"{', '.join(matches or names) or 'none'}): give -d as a number or as the folder's name"
+        )
+    path = Path(results) / matches[0] / f"{trainer}__{plans_identifier}__{configuration}"
+    if not path.is_dir():
+        there = sorted(folder.name for folder in path.parent.glob("*__*__*") if folder.is_dir())
+        raise UserError(
+            f"{path} does not exist: correct -tr, -p or -c (trained: {', '.join(there) or 'nothing yet'}; the parts "
+            "are trainer, plans and configuration)"
+        )
+    return ModelFolder(path, matches[0], trainer, plans_identifier, configuration)
+
+
+def parse_fold(text: str) -> int | str:
+    """A fold number, or "all".
+
+    Raises:
+        UserError: Neither.
+    """
+    if text == "all":
+        return text
+    if not text.isdecimal():
+        raise UserError(f"-f {text}: a fold is a number or all")
+    return int(text)
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
