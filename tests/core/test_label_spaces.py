@@ -11,7 +11,7 @@ from nnunet_dhc.core.label_spaces import ClassLabels, LabelSpace, RegionLabels
 def test_pseudo_label_of_classes() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0], [1.0, 2.0, -1.0]]).T.reshape(1, 3, 2, 1, 1)
     pseudo = ClassLabels(3).pseudo_label(logits)
-    assert pseudo.shape == (1, 1, 2, 1, 1) and pseudo.dtype == torch.int64
+    assert pseudo.shape == (1, 1, 2, 1, 1) and pseudo.dtype == torch.uint8
     assert pseudo.flatten().tolist() == [1, 1]
     assert ClassLabels(3).pseudo_label(torch.zeros(1, 3, 2, 1, 1)).flatten().tolist() == [0, 0]  # ties: the first
 
