@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from nnunet_dhc.reporting.protocols import Metric, Protocol
 from nnunet_dhc.reporting.score_tables import RowScores, case_means, column_sets
 from nnunet_dhc.reporting.statistics import (
@@ -56,11 +58,14 @@ def _difference(row: RowScores, baseline: RowScores, metric: Metric,
     return {"overall": {"overall": whole.pop("overall")}, "groups": whole, "structures": structures}
 
 
-def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]) -> dict[str, dict[str, str | None]]:
+def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str],
+            differences: Sequence[dict[str, Any]]) -> dict[str, dict[str, str | None]]:
     """Per metric and scope, the row whose interval against every other row excludes 0 in its favor, if there is one.
 
-    Only such a row is set in bold. Below six cases there is none.
+    Only such a row is set in bold, and only if its difference from the baseline is claimed after correction. Below six
+    cases there is none.
     """
+    claims = {entry["row"]: entry["metrics"] for entry in differences}
     result: dict[str, dict[str, str | None]] = {}
     sets = column_sets(groups)
     for metric in protocol.metrics:
@@ -69,11 +74,14 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
         scopes: dict[str, list[int]] = {**sets, **{key: [column] for column, key in enumerate(rows[0].keys)}}
         result[metric.key] = {}
         for scope, columns in scopes.items():
-            means = [class_mean_interval_point(matrix, columns) for matrix in matrices]
+            means = [_class_mean(matrix, columns) for matrix in matrices]
             known = [index for index, mean in enumerate(means) if mean is not None]
             best = max(known, key=lambda index: sign * (means[index] or 0.0), default=None)
             result[metric.key][scope] = None
             if best is None or len(rows) < 2:
+                continue
+            claims_of_best = claims.get(rows[best].row.name)
+            if claims_of_best is not None and _in_scope(claims_of_best[metric.key], scope)["claim"] != "better":
                 continue
             if all(_beats(sign * (matrices[best] - matrices[other]), columns)
                    for other in range(len(rows)) if other != best):
@@ -81,13 +89,17 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
     return result
 
 
-def class_mean_interval_point(matrix: Any, columns: Sequence[int]) -> float | None:
+def _class_mean(matrix: Any, columns: Sequence[int]) -> float | None:
     """Mean over classes of the means over cases, without an interval."""
-    import numpy as np
-
     part = matrix[:, list(columns)]
     used = ~np.isnan(part).all(axis=0)
     return float(np.nanmean(part[:, used], axis=0).mean()) if used.any() else None
+
+
+def _in_scope(found: dict[str, Any], scope: str) -> dict[str, Any]:
+    result: dict[str, Any] = (found["overall"] if scope == "overall"
+                              else found["groups"].get(scope) or found["structures"][scope])
+    return result
 
 
 def _beats(difference: Any, columns: Sequence[int]) -> bool:

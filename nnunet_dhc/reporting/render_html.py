@@ -1,10 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison as one page."""
+"""The comparison as one self-contained page: no network, no file beside it. Nothing is computed here."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+from nnunet_dhc.reporting import page_scores, page_training, table_cells
+
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_html(comparison: dict[str, Any]) -> str:
-    return f"<!doctype html><title>x</title>{comparison['verdict']['sentence']}"
+    """The page of a comparison or of one training."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(count=table_cells.count, duration=table_cells.duration, dash=table_cells.or_dash,
+                               short=page_scores.short_name, svg=Markup,
+                               breakable=_breakable)
+    scored = bool(comparison.get("cases"))
+    context: dict[str, Any] = {
+        "c": comparison,
+        "scored": scored,
+        "style": Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        "script": Markup((_TEMPLATES / "script.js").read_text(encoding="utf-8")),
+        "training": page_training.training_runs(comparison),
+        "agreement": page_training.agreement_chart(comparison),
+        "costs": page_training.costs(comparison),
+        "tiles": comparison.get("tiles", []),
+    }
+    if scored:
+        context.update(
+            summary=page_scores.summary_table(comparison),
+            cards=page_scores.class_cards(comparison),
+            matrix=page_scores.difference_matrix(comparison) if comparison["differences"] else [],
+            dots=page_scores.case_dots(comparison),
+            attribution_bars=_attribution_bars(comparison),
+            data=Markup(_script_json(page_scores.page_data(comparison))),
+            tiles=page_scores.tiles(comparison) or comparison.get("tiles", []),
+        )
+    return environment.get_template("page.html.j2").render(context)
+
+
+def _breakable(name: str) -> Any:
+    """A trainer's name that may be broken after the prefix, on a narrow screen."""
+    from markupsafe import Markup, escape
+
+    return escape(name).replace("nnUNetTrainer", Markup("nnUNetTrainer<wbr>"))
+
+
+def _attribution_bars(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Parts of a gain on one scale with a line at 0."""
+    metric = comparison["protocol"]["metrics"][0]
+    parts = [part for part in comparison["attribution"]["parts"] if part["mean"] is not None]
+    known = [0.0, *(part[key] for part in parts for key in ("mean", "low", "high") if part[key] is not None)]
+    low, high = min(known), max(known)
+    span = (high - low) or 1.0
+
+    def percent(value: float | None) -> float | None:
+        return None if value is None else round(3.0 + 94.0 * (value - low) / span, 2)
+
+    return [{**part, "zero": percent(0.0), "left": percent(part["mean"]), "from": percent(part["low"]), "to": percent(part["high"]),
+             "text": table_cells.number(part["mean"], metric, signed=True),
+             "interval": table_cells.interval_cell(part, metric, signed=True)} for part in parts]
+
+
+def _script_json(data: dict[str, Any]) -> str:
+    """JSON that can't end the script element it stands in."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

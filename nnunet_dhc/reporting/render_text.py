@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nnunet_dhc.reporting.page_scores import short_name
 from nnunet_dhc.reporting.table_cells import cost_cells, metric_of, scopes, score_cell
 
 _BOLD, _PLAIN = "\033[1m", "\033[0m"
@@ -41,7 +42,7 @@ def render_text(comparison: dict[str, Any], color: bool = False) -> str:
 
 
 def _short_names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return [str(row["name"]).removeprefix("nnUNetTrainer") or "nnUNetTrainer" for row in rows]
+    return [short_name(row["name"]) for row in rows]
 
 
 def _aligned(table: Sequence[Sequence[str]], bold: Sequence[Sequence[bool]] | None = None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_dhc.reporting.run_files import RunRecord
 
-_MOST_POINTS = 160
+_MOST_POINTS = 100
 _SCALARS = ("lambda", "agreement", "relative_logit_gap", "unsupervised_gradient_share", "learning_rate")
 _VECTORS = ("class_weights_a", "class_weights_b", "pseudo_label_share_a", "pseudo_label_share_b")
 _DICE = ("dice_a", "dice_b", "dice_mean")

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the page shows of training: weight curves of A and B, agreement, losses, Dice, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nnunet_dhc.reporting.charts import Series, line_chart
+from nnunet_dhc.reporting.page_scores import short_name
+from nnunet_dhc.reporting.table_cells import duration, memory, parameters
+
+_MOST_AGREEMENT_LINES = 8
+
+
+def training_runs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """One block a run: its charts, counters and alarms."""
+    names = [item["name"] for item in comparison.get("structures", [])]
+    return [_run(curves, names) for curves in comparison["training"]]
+
+
+def agreement_chart(comparison: dict[str, Any]) -> dict[str, Any] | None:
+    """Agreement of A and B over training, a line a run."""
+    runs = [curves for curves in comparison["training"] if curves.get("agreement")]
+    shown = runs[:_MOST_AGREEMENT_LINES]
+    if not shown:
+        return None
+    longest = max(shown, key=lambda curves: curves["epochs"][-1])
+    series = [Series(_title(curves), _aligned(curves, "agreement", longest["epochs"]), f"c{index}")
+              for index, curves in enumerate(shown)]
+    return {"svg": line_chart("Agreement of A and B", longest["epochs"], series, width=640, height=220, ceiling=1.0),
+            "legend": [{"label": line.label, "style": line.style} for line in series],
+            "left_out": len(runs) - len(shown)}
+
+
+def costs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Time, memory and parameters of each row, with the ratio to the baseline."""
+    result = []
+    rows = comparison["rows"]
+    baseline = next((row for row in rows if row["name"] == comparison.get("baseline")), rows[0])
+    for key, label, text in (("seconds", "training time", duration), ("peak_memory_bytes", "peak memory", memory),
+                             ("parameters", "parameters", parameters)):
+        known = [row["facts"].get(key) for row in rows if row["facts"].get(key)]
+        if not known:
+            continue
+        reference = baseline["facts"].get(key)
+        bars = []
+        for row in rows:
+            value = row["facts"].get(key)
+            ratio = f"× {value / reference:.2f}" if value and reference and row is not baseline else ""  # noqa: RUF001
+            bars.append({"name": short_name(row["name"]), "value": text(value), "ratio": ratio,
+                         "width": round(100 * value / max(known), 1) if value else None})
+        result.append({"label": label, "bars": bars})
+    return result
+
+
+def _run(curves: dict[str, Any], structures: Sequence[str]) -> dict[str, Any]:
+    epochs = curves["epochs"]
+    charts = []
+
+    def add(title: str, series: list[Series], **limits: float) -> None:
+        series = [line for line in series if any(value is not None for value in line.values)]
+        svg = line_chart(title, epochs, series, **limits)  # type: ignore[arg-type]
+        if svg:
+            charts.append({"title": title, "svg": svg,
+                           "legend": [{"label": line.label, "style": line.style} for line in series]})
+
+    dice = [Series(label, curves.get(f"dice_{key}_foreground", []), style)
+            for key, label, style in (("a", "A", "a"), ("b", "B", "b"), ("mean", "mean of both", "mean"))]
+    if not curves.get("dice_a_foreground"):
+        dice = [Series("Dice", curves.get("dice_mean_foreground", []), "a")]
+    add("Dice on training-time validation patches", dice, floor=0.0, ceiling=1.0)
+    add("Agreement of A and B", [Series("agreement", curves.get("agreement", []), "mean")], ceiling=1.0)
+    add("Losses", [Series(term.replace("_", " "), values, f"c{index}")
+                   for index, (term, values) in enumerate(sorted(curves.get("losses", {}).items()))])
+    add("Weight of the unsupervised loss (lambda)", [Series("lambda", curves.get("lambda", []), "mean")], floor=0.0)
+    add("Share of the unsupervised gradient",
+        [Series("share", curves.get("unsupervised_gradient_share", []), "mean")], floor=0.0)
+    add("Difference of the logits of A and B, relative",
+        [Series("gap", curves.get("relative_logit_gap", []), "mean")], floor=0.0)
+    return {"title": _title(curves), "charts": charts, "epochs": epochs[-1] + 1,
+            "weights": _per_class(curves, "class_weights", structures),
+            "shares": _per_class(curves, "pseudo_label_share", structures),
+            "counters": [{"label": key.replace("_", " "), "value": value}
+                         for key, value in curves["counters"].items()],
+            "alarms": curves["alarms"],
+            "seconds": [{"label": part, "value": f"{value:.1f} s"}
+                        for part, value in curves["seconds_per_epoch"].items()]}
+
+
+def _per_class(curves: dict[str, Any], key: str, structures: Sequence[str]) -> list[dict[str, str]]:
+    """A small chart a class, with A and B in it, all on one scale."""
+    of_a, of_b = curves.get(f"{key}_a") or [], curves.get(f"{key}_b") or []
+    count = max(len(of_a), len(of_b))
+    names = curves.get("class_names") or []
+    if len(names) != count:
+        names = ["background", *structures] if count == len(structures) + 1 else [f"class {k}" for k in range(count)]
+    top = max((value for line in (*of_a, *of_b) for value in line if value is not None), default=1.0)
+    charts = []
+    for index in range(count):
+        series = [Series(label, lines[index], style) for label, lines, style in (("A", of_a, "a"), ("B", of_b, "b"))
+                  if index < len(lines)]
+        own = max((value for line in series for value in line.values if value is not None), default=0.0)
+        ceiling = top if key == "class_weights" else max(own, 1e-6)
+        charts.append({"name": names[index], "svg": line_chart(
+            f"{key.replace('_', ' ')}: {names[index]}", curves["epochs"], series, width=220, height=110, floor=0.0,
+            ceiling=ceiling)})
+    return charts
+
+
+def _aligned(curves: dict[str, Any], key: str, epochs: Sequence[int]) -> list[float | None]:
+    """Values of a run at the epochs of another: the nearest one that it has reached."""
+    own, values = curves["epochs"], curves[key]
+    result: list[float | None] = []
+    position = 0
+    for epoch in epochs:
+        while position + 1 < len(own) and own[position + 1] <= epoch:
+            position += 1
+        result.append(values[position] if epoch <= own[-1] and own[position] <= epoch else None)
+    return result
+
+
+def _title(curves: dict[str, Any]) -> str:
+    repeat = f", seed {curves['repeat'] + 1}" if curves["repeat"] else ""
+    return f"{short_name(curves['row'])}, fold {curves['fold']}{repeat}"
