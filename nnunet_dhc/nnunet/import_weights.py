@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
@@ -133,10 +134,10 @@ def _bare(key: str) -> str:
 
 def _new_pair(request: ImportRequest) -> CoTrainedPair:
     """The pair as a new training would start it."""
-    from nnunet_dhc.trainers.lookup import is_trainer_name, trainer_class
-
-    if not is_trainer_name(request.trainer):
-        raise UserError(f"-tr {request.trainer} is no trainer of nnunet_dhc; nnunet_dhc methods lists them")
+    try:
+        cls = recursive_find_trainer_class_by_name(request.trainer)
+    except RuntimeError as error:
+        raise UserError(f"-tr {request.trainer} is not found; nnunet_dhc methods lists our trainers") from error
     places = locate_dataset(request.dataset)
     path = places.preprocessed / f"{request.plans_identifier}.json"
     if not path.is_file():
@@ -149,7 +150,6 @@ def _new_pair(request: ImportRequest) -> CoTrainedPair:
         )
     dataset_json = places.dataset_json()
     configuration = plans.get_configuration(request.configuration)
-    cls = trainer_class(request.trainer)
     seed = seeding.requested_seed()
     if seed is not None:
         seeding.seed_everything(seed)
@@ -160,6 +160,8 @@ def _new_pair(request: ImportRequest) -> CoTrainedPair:
         plans.get_label_manager(dataset_json).num_segmentation_heads,
         True,
     )
+    if not isinstance(pair, CoTrainedPair):
+        raise UserError(f"-tr {request.trainer} trains no pair of networks; nnunet_dhc methods lists those that do")
     recipe = recipe_from_plans(cls.recipe, plans.plans)
     schemes = (recipe.initialization_a, recipe.initialization_b)
     for network, scheme in zip(pair.sub_networks, schemes, strict=True):

@@ -139,7 +139,8 @@ def test_bad_input(tiny_dataset, stock, tmp_path):
         (request(tmp_path / "empty.pth", "A"), "o.pth", "holds no weights"),
         (request(path, "A", plans_identifier="Other"), "o.pth", "Other.json does not exist"),
         (request(path, "A", configuration="3d"), "o.pth", "no configuration 3d: choose from"),
-        (request(path, "A", trainer="nnUNetTrainer"), "o.pth", "is no trainer of nnunet_dhc"),
+        (request(path, "A", trainer="nnUNetTrainer"), "o.pth", "trains no pair of networks"),
+        (request(path, "A", trainer="nnUNetTrainerDCH"), "o.pth", "nnUNetTrainerDCH is not found"),
         (request(path, "A", dataset=5), "o.pth", "no dataset 5"),
     ]
     for asked, output, message in cases:
