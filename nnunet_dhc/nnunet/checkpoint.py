@@ -77,8 +77,8 @@ def read_checkpoint(filename: str, trainer_name: str) -> dict[str, Any]:
     written_by = checkpoint.get("trainer_name", "?")
     if _without_epochs(written_by) != _without_epochs(trainer_name):
         raise UserError(
-            f"{filename} was written by {written_by}, this is {trainer_name}; continue it with -tr {written_by}, or start "
-            "from its weights with -pretrained_weights"
+            f"{filename} was written by {written_by}, this is {trainer_name}; continue it with -tr {written_by}, or "
+            "start from its weights with -pretrained_weights"
         )
     return checkpoint
 

@@ -74,7 +74,7 @@ def test_finished_run_needs_no_unlabeled_case_and_keeps_its_checkpoint(tiny_data
 
 def test_continue_without_checkpoint_never_starts_over(tiny_dataset):
     trainer = make_trainer(tiny_dataset, continues=True)
-    with pytest.raises(UserError, match="there is no checkpoint in .*without --c"):
+    with pytest.raises(UserError, match=r"there is no checkpoint in .*without --c"):
         trainer.run_training()
 
 
@@ -154,7 +154,7 @@ def test_full_disk_while_writing_is_one_line(tiny_dataset, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint_module.os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device.*previous checkpoint is kept"):
+    with pytest.raises(UserError, match=r"No space left on device.*previous checkpoint is kept"):
         trainer._save_latest(finished_epochs=1)
 
 

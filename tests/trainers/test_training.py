@@ -83,7 +83,7 @@ def test_control_opens_no_unlabeled_case(tiny_dataset):
 
 
 def test_log_shows_the_share_of_the_unsupervised_term(tiny_dataset):
-    """Lambda starts at 0.7 % of its maximum, so the share of the gradient starts near 0 and is large at the full ramp."""
+    """Lambda starts at 0.7 % of its maximum: the share of the gradient starts near 0 and is large at the full ramp."""
     at_start = log_lines(train(tiny_dataset))[0]
     assert at_start["lambda"] == pytest.approx(0.1 * np.exp(-5), rel=1e-4)
     assert 0 < at_start["unsupervised_gradient_share"] < 0.05

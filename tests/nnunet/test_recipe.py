@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: validated, overridden by the plans, written by configure."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nnunet_dhc.cli.main import main
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.recipe import Recipe, overridden, recipe_from_plans, settings_help
+
+
+def test_plans_override_the_recipe_of_the_class():
+    recipe = recipe_from_plans(Recipe(lambda_max=0.3, weighting_a="cld"), {"nnunet_dhc": {"lambda_max": 0.2}})
+    assert recipe.lambda_max == 0.2 and recipe.weighting_a == "cld"
+    assert recipe_from_plans(recipe, {}) == recipe
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"lambda_max": -1},
+        {"lambda_max": "much"},
+        {"lambda_max": True},
+        {"weighting_a": "dhc"},
+        {"num_epochs": 0},
+        {"num_epochs": 1.5},
+        {"unsupervised_deep_supervision": 1},
+        {"weighting_a_options": [1]},
+        {"mirror_axes": [3]},
+        {"confidence_threshold": 1.5},
+        {"lambda_max": float("nan")},
+    ],
+)
+def test_bad_value_names_setting_and_range(setting):
+    with pytest.raises(UserError, match=next(iter(setting))) as error:
+        overridden(Recipe(), setting, "somewhere.json")
+    assert "somewhere.json" in str(error.value) and "must be" in str(error.value)
+
+
+def test_unknown_setting_lists_the_valid_ones():
+    with pytest.raises(UserError, match=r"unknown setting lambda .*lambda_max"):
+        overridden(Recipe(), {"lambda": 1}, "x.json")
+
+
+def test_every_setting_has_a_help_text():
+    assert all(meaning and expected for _, _, expected, meaning in settings_help())
+
+
+def test_configure_writes_plans_under_a_new_identifier(tiny_dataset, capsys):
+    arguments = ["configure", "-d", "999", "-p", "nnUNetPlansTiny", "-o", "Mine"]
+    assert main([*arguments, "--set", "lambda_max=0.2", "--set", "weighting_b=simis"]) == 0
+    written = json.loads((tiny_dataset.preprocessed / "Mine.json").read_text())
+    assert written["plans_name"] == "Mine"
+    assert written["nnunet_dhc"] == {"lambda_max": 0.2, "weighting_b": "simis"}
+    original = tiny_dataset.plans_content()
+    assert written["configurations"] == original["configurations"]
+
+    assert main([*arguments, "--set", "lambda_max=0.3"]) == 2  # never over an existing file
+    assert "exists" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--set", "lambda_max=0.3"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "Mine", "--set", "lamda_max=1"], "unknown setting lamda_max"),
+        (["-o", "Mine", "--set", "lambda_max"], "name=value"),
+        (["-o", "nnUNetPlansTiny", "--set", "lambda_max=1"], "another identifier"),
+        (["-o", "Mine", "--architecture-b-from", "Nowhere"], "Nowhere.json does not exist"),
+    ],
+)
+def test_configure_refuses_in_one_line(tiny_dataset, capsys, arguments, message):
+    assert main(["configure", "-d", "999", "-p", "nnUNetPlansTiny", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tiny_dataset.preprocessed / "Mine.json").exists()
