@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -78,3 +79,13 @@ def initialize_convolutions(network: nn.Module, scheme: Literal["kaiming", "xavi
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             draw(module.weight)
+
+
+def initialize_sub_networks(pair: CoTrainedPair, scheme_a: str, scheme_b: str) -> None:
+    """Apply ``initialize_convolutions`` where a scheme is not ``"plans"``; all ranks start with rank 0's draw."""
+    for network, scheme in zip(pair.sub_networks, (scheme_a, scheme_b), strict=True):
+        if scheme != "plans":
+            initialize_convolutions(network, scheme)
+            if dist.is_available() and dist.is_initialized():
+                for parameter in network.parameters():
+                    dist.broadcast(parameter.data, 0)

@@ -20,7 +20,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet import seeding
 from nnunet_dhc.nnunet.atomic_files import sync_folder, temporary_path
 from nnunet_dhc.nnunet.checkpoint import STATE_KEY
-from nnunet_dhc.nnunet.cotrained_pair import CoTrainedPair, initialize_convolutions
+from nnunet_dhc.nnunet.cotrained_pair import CoTrainedPair, initialize_sub_networks
 from nnunet_dhc.nnunet.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.model_folder import file_hash
 from nnunet_dhc.nnunet.recipe import recipe_from_plans
@@ -163,10 +163,7 @@ def _new_pair(request: ImportRequest) -> CoTrainedPair:
     if not isinstance(pair, CoTrainedPair):
         raise UserError(f"-tr {request.trainer} trains no pair of networks; nnunet_dhc methods lists those that do")
     recipe = recipe_from_plans(cls.recipe, plans.plans)
-    schemes = (recipe.initialization_a, recipe.initialization_b)
-    for network, scheme in zip(pair.sub_networks, schemes, strict=True):
-        if scheme != "plans":
-            initialize_convolutions(network, scheme)
+    initialize_sub_networks(pair, recipe.initialization_a, recipe.initialization_b)
     return pair
 
 

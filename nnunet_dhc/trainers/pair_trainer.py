@@ -13,15 +13,17 @@ from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, autocast, nn
 
+from nnunet_dhc.core.across_ranks import sum_across_ranks
 from nnunet_dhc.core.collapse import CollapseMonitor
 from nnunet_dhc.core.rampup import gaussian_rampup
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet import seeding
 from nnunet_dhc.nnunet.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.checkpoint import read_checkpoint, save_extended
-from nnunet_dhc.nnunet.cotrained_pair import CoTrainedPair, initialize_convolutions, mean_logits, unwrapped
+from nnunet_dhc.nnunet.cotrained_pair import CoTrainedPair, initialize_sub_networks, mean_logits, unwrapped
 from nnunet_dhc.nnunet.epoch_statistics import TrainingStatistics, ValidationStatistics
 from nnunet_dhc.nnunet.fold_cases import ensure_splits_file, read_fold_cases
+from nnunet_dhc.nnunet.gradient_shares import gradient_shares
 from nnunet_dhc.nnunet.objective import build_objective, class_names
 from nnunet_dhc.nnunet.paired_loader import PairedLoader
 from nnunet_dhc.nnunet.preparation import TrainingData, prepare_training_data
@@ -87,11 +89,7 @@ class PairTrainer(nnUNetTrainer):
         if self.seed is not None:
             seeding.seed_everything(self.seed)
         super().initialize()
-        for network, scheme in zip(
-            self.pair.sub_networks, (self.recipe.initialization_a, self.recipe.initialization_b), strict=True
-        ):
-            if scheme != "plans":
-                initialize_convolutions(network, scheme)
+        initialize_sub_networks(self.pair, self.recipe.initialization_a, self.recipe.initialization_b)
         self.objective = build_objective(
             self.recipe, self.label_manager, self.loss, self.configuration_manager.batch_dice, self.is_ddp
         )
@@ -114,7 +112,7 @@ class PairTrainer(nnUNetTrainer):
         )
         if self.recipe.mirror_axes is not None:
             mirror_axes = tuple(axis for axis in mirror_axes if axis in self.recipe.mirror_axes)
-            self.inference_allowed_mirroring_axes = mirror_axes
+            self.inference_allowed_mirroring_axes = mirror_axes or None  # nnU-Net's predictor fails at an empty tuple
         return rotation, do_dummy_2d, initial_patch_size, mirror_axes
 
     # ---- data ----
@@ -267,10 +265,16 @@ class PairTrainer(nnUNetTrainer):
                 outputs_a, outputs_b, targets, pseudo_a, pseudo_b, weights_a, weights_b, unsupervised
             )
             total = terms.total(loss_weight)
+        # One rank's NaN reaches all ranks through the gradients: all of them must skip the step and keep their weights.
+        non_finite = ~torch.isfinite(total.detach())
+        if self.is_ddp:
+            non_finite = sum_across_ranks(non_finite.float()) > 0
         for weighting, state in zip(self._weightings.values(), before, strict=True):
-            weighting.revert_where(~torch.isfinite(total.detach()), state)
+            weighting.revert_where(non_finite, state)
         if unsupervised and np.isnan(self.statistics.gradient_share):
-            self._measure_gradient_shares(terms, loss_weight, outputs_a[0], outputs_b[0], len(targets[0]))
+            self.statistics.gradient_share, self.statistics.unlabeled_gradient_share = gradient_shares(
+                terms, loss_weight, outputs_a[0], outputs_b[0], len(targets[0])
+            )
         self.timer.mark("forward")
         norms = self._backward_and_step(total)
         self.timer.mark("backward")
@@ -285,13 +289,14 @@ class PairTrainer(nnUNetTrainer):
                     terms.unsupervised_b,
                     terms.empty_cross_entropies,
                     norms.sum(),
+                    non_finite.float(),
                 ]
             )
             .detach()
             .cpu()
             .numpy()
         )
-        finite = bool(np.isfinite(values[0]))
+        finite = values[7] == 0
         self.statistics.add(
             values[:5].astype(np.float64),
             values[5],
@@ -324,27 +329,6 @@ class PairTrainer(nnUNetTrainer):
         return torch.stack(
             [nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM_LIMIT) for network in self.pair.sub_networks]
         )
-
-    def _measure_gradient_shares(
-        self, terms, loss_weight: float, logits_a: Tensor, logits_b: Tensor, num_labeled: int
-    ) -> None:
-        """Share of the loss gradient, at the full-resolution logits, that the unsupervised term has.
-
-        The Euclidean norm of lambda * dU/dz against the sum of that and of dS/dz; once an epoch, because it repeats the
-        backward pass of the losses (not that of the networks).
-        """
-        logits = [logits_a, logits_b]
-        supervised = torch.autograd.grad(terms.supervised_a + terms.supervised_b, logits, retain_graph=True)
-        unsupervised = torch.autograd.grad(terms.unsupervised_a + terms.unsupervised_b, logits, retain_graph=True)
-        from_supervised = torch.cat([g.float().flatten() for g in supervised]).norm().item()
-        from_unsupervised = loss_weight * torch.cat([g.float().flatten() for g in unsupervised]).norm().item()
-        from_unlabeled = (
-            loss_weight * torch.cat([g[num_labeled:].float().flatten() for g in unsupervised]).norm().item()
-        )
-        whole = from_supervised + from_unsupervised
-        if whole > 0:
-            self.statistics.gradient_share = from_unsupervised / whole
-            self.statistics.unlabeled_gradient_share = from_unlabeled / whole
 
     def _stop_if_never_finite(self, finite: bool, batch: dict) -> None:
         self._non_finite_in_a_row = 0 if finite else self._non_finite_in_a_row + 1
