@@ -139,6 +139,8 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
         "nnUNet_preprocessed": str(preprocessed.parent),
         "nnUNet_results": str(args.work / "results"),
     }
+    if environment.get("nnUNet_n_proc_DA") == "0":
+        environment["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planner takes it for a number of threads
     os.environ.update({name: environment[name] for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")})
     if not (preprocessed / "nnUNetPlans.json").is_file() or not any(
         preprocessed.glob(f"*_{args.configuration}/*.b2nd")
