@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``nnunet_dhc doctor``: each thing that can be wrong is made wrong, and found."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from nnunet_dhc._autoload import shim_folder
+from nnunet_dhc.cli.main import main
+from nnunet_dhc.nnunet import health
+from nnunet_dhc.nnunet.dataset_health import check_dataset
+
+
+def _broken(findings):
+    return [f for f in findings if f.status == "broken"]
+
+
+def test_paths(monkeypatch, tmp_path):
+    for name in health.PATH_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert [f.text for f in health.check_paths()] == ["is not set"] * 3
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "gone"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setattr(health, "_writable", lambda folder: False)
+    raw, preprocessed, results = health.check_paths()
+    assert raw.status == "ok"
+    assert "does not exist" in preprocessed.text and "mkdir" in preprocessed.remedy
+    assert "can't be written" in results.text
+
+
+@pytest.mark.parametrize(("package", "check"), [("nnunetv2", health.check_nnunet), ("torch", health.check_torch)])
+def test_unsupported_version(monkeypatch, package, check):
+    assert not [f for f in check() if f.subject == package and f.status == "broken"]
+    monkeypatch.setattr(health, "supported_range", lambda _: "<0.1")
+    finding, = [f for f in check() if f.subject == package and f.status == "broken"]
+    assert finding.remedy == f'pip install "{package}<0.1"'
+
+
+def test_supported_range_is_that_of_the_metadata():
+    assert "<2.9" in health.supported_range("nnunetv2")
+    assert health.supported_range("torch") == ">=2.5"
+    assert health.supported_range("no_such_package") == ""
+
+
+def test_slow_torch(monkeypatch):
+    monkeypatch.setattr("torch.__version__", "2.9.1+cu128")
+    assert any("4 times slower" in f.text for f in health.check_torch())
+
+
+def test_commands_of_another_environment(monkeypatch, tmp_path):
+    other = tmp_path / "nnUNetv2_train"
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert any("another environment" in f.text for f in _broken(health.check_nnunet()))
+    monkeypatch.setenv("PATH", "")
+    assert any("is not on PATH" in f.text for f in _broken(health.check_nnunet()))
+
+
+class _Distribution:
+    version = "1"
+
+    def __init__(self, url: str | None, version: str = "1"):
+        self.url, self.version = url, version
+
+    def read_text(self, _):
+        return self.url and json.dumps({"url": self.url, "dir_info": {"editable": True}})
+
+
+@pytest.mark.parametrize(("installed", "text"), [
+    ([], "is not installed"),
+    ([_Distribution(None, "1"), _Distribution(None, "2")], "several times (1, 2)"),
+    ([_Distribution("file:///no/such/checkout")], "/no/such/checkout, which is gone"),
+    ([_Distribution(Path("/").as_uri() + "tmp")], "/tmp, which is another one"),
+])
+def test_installations_gone_wrong(monkeypatch, installed, text):
+    monkeypatch.setattr(health.metadata, "distributions", lambda **_: installed)
+    monkeypatch.setattr(health.metadata, "entry_points", lambda **_: [])
+    assert any(text in f.text for f in _broken(health.check_package()))
+
+
+def test_missing_entry_point(monkeypatch):
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: [])
+    assert any(f.subject == "entry point" for f in _broken(health.check_package()))
+
+
+def test_external_trainer_folders(tmp_path):
+    ours, mine, checkout = shim_folder(), tmp_path / "mine", tmp_path / "checkout"
+    stale = tmp_path / "old" / "_nnunet_ext"
+    for folder in (mine, checkout, stale):
+        folder.mkdir(parents=True)
+    (checkout / "setup.py").touch()
+    value = os.pathsep.join(map(str, [ours, mine, checkout, stale, tmp_path / "gone"]))
+    findings = health.check_external_trainers({"nnUNet_extTrainer": value})
+    assert [f.status for f in findings] == ["ok", "ok", "note", "broken", "note"]
+    assert health.check_external_trainers({}) == []
+
+
+def test_little_space(monkeypatch, tmp_path):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    monkeypatch.setattr(health.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5e8})())
+    findings = health.check_space()
+    assert {f.status for f in findings} == {"note"}
+    if Path("/dev/shm").is_dir():
+        assert any("shm-size" in f.remedy for f in findings)
+
+
+@pytest.mark.slow
+def test_lookup_switched_off():
+    environment = {k: v for k, v in os.environ.items() if k != "nnUNet_extTrainer"}
+    finding, = health.check_lookup({**environment, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
+    assert finding.status == "broken"
+    assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0" in finding.remedy and "nnunet_dhc env" in finding.remedy
+
+
+@pytest.mark.slow
+def test_everything_is_there(tiny_dataset, capsys, monkeypatch):
+    import sys
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert main(["doctor", "-d", str(tiny_dataset.dataset_id)]) == 0
+    printed = capsys.readouterr().out
+    assert "nnU-Net finds nnUNetTrainerDHC by itself" in printed
+    assert printed.endswith("Everything needed is there.\n")
+
+
+def test_dataset(tiny_dataset):
+    findings = check_dataset(tiny_dataset.dataset_id)
+    assert not _broken(findings)
+    text = "\n".join(map(str, findings))
+    assert "6 cases with labels, 3 classes" in text
+    assert "imagesUn: 3 scans" in text
+    assert "plans nnUNetPlansTiny: " in text and "3d_fullres 6 labeled, unlabeled not preprocessed yet" in text
+    assert "the first training makes 5 folds" in text
+    labeled = tiny_dataset.labeled
+    tiny_dataset.write_split([{"train": labeled[:2], "val": labeled[2:3], "unlabeled": labeled[3:]}])
+    assert "fold 0: 2 labeled, 6 unlabeled, 1 validation cases" in "\n".join(map(str, check_dataset("999")))
+
+
+def test_dataset_gone_wrong(tiny_dataset):
+    tiny_dataset.write_split([{"train": ["nobody"], "val": ["case_1"]}])
+    (tiny_dataset.images_un / "notes.txt").write_text("not an image")
+    content = json.loads((tiny_dataset.raw / "dataset.json").read_text())
+    (tiny_dataset.raw / "dataset.json").write_text(json.dumps({**content, "numTraining": 9}))
+    text = "\n".join(map(str, _broken(check_dataset("999"))))
+    assert "nobody" in text
+    assert "notes.txt" in text
+    assert "numTraining 9" in text
+
+
+def test_dataset_without_plans_or_raw_data(tiny_dataset, monkeypatch):
+    for path in tiny_dataset.preprocessed.glob("nnUNetPlans*.json"):
+        path.unlink()
+    assert any("nnUNetv2_plan_and_preprocess -d 999" in f.remedy for f in _broken(check_dataset("999")))
+    monkeypatch.delenv("nnUNet_raw")
+    assert any("is not in nnUNet_raw" in f.text for f in check_dataset("999"))
+
+
+def test_unknown_dataset(tiny_dataset):
+    finding, = check_dataset("123")
+    assert finding.status == "broken"
+    assert "no dataset 123" in finding.text

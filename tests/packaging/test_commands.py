@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every verb answers -h, an error is one line with exit code 2, and nnU-Net's entry points get their arguments."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunet_dhc import __version__
+from nnunet_dhc.cli import main as command
+from nnunet_dhc.errors import UserError
+
+
+@pytest.mark.parametrize("verb", command.VERBS)
+def test_verb_answers_help(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main([verb, "-h"])
+    assert stopped.value.code == 0
+    assert f"usage: nnunet_dhc {verb}" in capsys.readouterr().out
+
+
+def test_help_names_every_verb(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["-h"])
+    printed = capsys.readouterr().out
+    assert all(f"\n    {verb}" in printed for verb in command.VERBS)
+
+
+def test_verbs_and_files_match():
+    files = {path.stem.rstrip("_") for path in Path(command.__file__).parent.glob("[!_]*.py")} - {"main"}
+    assert files == set(command.VERBS)
+
+
+def test_console_script():
+    script = Path(sys.executable).parent / "nnunet_dhc"
+    process = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == f"nnunet_dhc {__version__}"
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    def fail(_):
+        raise UserError("some file\n   is bad: repair it")
+    monkeypatch.setattr("nnunet_dhc.cli.methods.run", fail)
+
+
+def test_error_is_one_line(failing, capsys):
+    assert command.main(["methods"]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "nnunet_dhc methods: some file is bad: repair it\n")
+
+
+def test_debug_shows_the_traceback(failing):
+    with pytest.raises(UserError):
+        command.main(["methods", "--debug"])
+
+
+@pytest.mark.parametrize(("verb", "arguments", "entry"), [
+    ("train", ["501", "3d_fullres", "0", "-tr", "nnUNetTrainerDHC", "--c", "-device", "cpu"],
+     "nnunetv2.run.run_training.run_training_entry"),
+    ("predict", ["-i", "a", "-o", "b", "-d", "501", "-c", "3d_fullres"],
+     "nnunetv2.inference.predict_from_raw_data.predict_entry_point"),
+    ("predict", ["-i", "a", "-o", "b", "-m", "model"],
+     "nnunetv2.inference.predict_from_raw_data.predict_entry_point_modelfolder"),
+])
+def test_arguments_are_handed_over(monkeypatch, verb, arguments, entry):
+    seen = []
+    monkeypatch.setattr(entry, lambda: seen.append(list(sys.argv)))
+    before = list(sys.argv)
+    assert command.main([verb, *arguments]) == 0
+    assert seen == [[f"nnunet_dhc {verb}", *arguments]]
+    assert sys.argv == before
