@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,7 @@ class CReST(CountWeighting):
     Deviations: see `crest_weights`; none in released mode.
     """
 
-    reads: Statistic = "unlabeled_counts"  # type: ignore[misc]
+    reads: ClassVar[Statistic] = "unlabeled_counts"
 
     def __init__(self, num_classes: int, mode: Mode = "robust", momentum: float = 0.99, scale: float = 1.0) -> None:
         super().__init__(num_classes, mode, momentum, scale)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -62,7 +64,7 @@ class DistDW(CountWeighting):
     Deviations: see `distribution_weights`; none in released mode.
     """
 
-    reads: Statistic = "unlabeled_counts"  # type: ignore[misc]
+    reads: ClassVar[Statistic] = "unlabeled_counts"
 
     def __init__(
         self, num_classes: int, mode: Mode = "robust", momentum: float = 0.99, scale: float | None = None

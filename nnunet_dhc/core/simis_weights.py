@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ class SimiS(CountWeighting):
     Deviations: the kept state in robust mode.
     """
 
-    reads: Statistic = "all_counts"  # type: ignore[misc]
+    reads: ClassVar[Statistic] = "all_counts"
 
     def __init__(
         self, num_classes: int, mode: Mode = "robust", momentum: float = 0.99, scale: float | None = None

@@ -90,6 +90,9 @@ def test_state_is_a_copy(make: Factory) -> None:
     weighting.update(statistic(weighting, torch.tensor([900, 50, 20, 3])))
     for name, value in kept.items():
         torch.testing.assert_close(state[name], value, rtol=0, atol=0)
+    weights = weighting.weights.clone()
+    weighting.state_dict()["weights"].zero_()
+    assert torch.equal(weighting.weights, weights)
 
 
 @every
