@@ -26,6 +26,12 @@ if __name__ == "__main__":
             "torch>=2.5",
             "filelock",
             "tqdm",
+            # For reports; all but jinja2 (which torch brings) come with nnunetv2 too.
+            "jinja2",
+            "numpy",
+            "pillow",
+            "scipy>=1.15",
+            "SimpleITK",
         ],
         extras_require={"test": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy", "setuptools>=70.1"]},
         entry_points={

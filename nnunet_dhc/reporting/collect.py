@@ -29,8 +29,14 @@ class Selection:
     results_roots: Sequence[Path] = ()
 
 
-def collect_trainings(selection: Selection, allow_different: bool = False, need_predictions: bool = True) -> Collection:
-    """Rows for every trainer, plans and configuration, with one repeat per results folder that has it."""
+def collect_trainings(selection: Selection, allow_different: bool = False, unfinished: bool = False) -> Collection:
+    """Rows for every trainer, plans and configuration, with one repeat per results folder that has it.
+
+    Args:
+        selection: Which trainings.
+        allow_different: Compare though cases or labeled cases differ.
+        unfinished: Take runs that are not validated yet; they have no predictions then.
+    """
     roots = list(selection.results_roots) or [environment_folder("nnUNet_results")]
     name = dataset_name(selection.dataset, roots)
     preprocessed = _optional_folder("nnUNet_preprocessed", name)
@@ -48,17 +54,17 @@ def collect_trainings(selection: Selection, allow_different: bool = False, need_
                 row.plans_hash = _content_hash(found[0] / "plans.json")
                 models += found
                 for repeat, folder in enumerate(found):
-                    row.runs += _runs(folder, repeat, selection.folds, preprocessed, need_predictions)
+                    row.runs += _runs(folder, repeat, selection.folds, preprocessed, unfinished)
                 rows.append(row)
     dataset_json = _first_dataset_json([*models, *(folder for folder in (preprocessed, raw) if folder)])
     ending = str(dataset_json["file_ending"])
     references = {}
-    if need_predictions:
+    if any(row.cases for row in rows):
         folder = _reference_folder(preprocessed, raw)
         references = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
     collection = Collection(name, label_space(dataset_json), rows, references, file_ending=ending,
                             dataset_json=dataset_json, channel=_first_channel(dataset_json))
-    if need_predictions:
+    if references:
         _check_predictions(collection, allow_different)
     if raw is not None:
         collection.images = _raw_images(raw, dataset_json, ending, collection)
@@ -117,14 +123,14 @@ def _row_name(selection: Selection, trainer: str, plans: str, configuration: str
 
 
 def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: Path | None,
-          need_predictions: bool) -> list[Run]:
+          unfinished: bool) -> list[Run]:
     existing = sorted(path.name.removeprefix("fold_") for path in model.glob("fold_*") if path.is_dir())
-    if folds is None and need_predictions:
+    if folds is None and not unfinished:
         existing = [fold for fold in existing if (model / f"fold_{fold}" / "validation").is_dir()]
     wanted = list(existing if folds is None else folds)
     if not wanted:
-        missing = "a validation folder" if need_predictions else "a fold folder"
-        raise UserError(f"{model} has no fold with {missing}: finish the training, or run nnUNetv2_train with --val.")
+        missing = "fold folder" if unfinished else "fold with a validation folder"
+        raise UserError(f"{model} has no {missing}: train it, or finish it with nnUNetv2_train ... --val.")
     splits = _splits(preprocessed)
     ending = str(_first_dataset_json([model, *([preprocessed] if preprocessed else [])])["file_ending"])
     runs = []
@@ -132,11 +138,12 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
         folder = model / f"fold_{fold}"
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist: train this fold, or leave it out of -f.")
-        predictions = _prediction_files(folder / "validation", ending) if need_predictions else {}
+        validated = not unfinished or (folder / "validation" / "summary.json").is_file()
+        predictions = _prediction_files(folder / "validation", ending) if validated else {}
         run = Run(repeat, fold, predictions, read_run(folder))
         split = splits[int(fold)] if fold.isdigit() and int(fold) < len(splits) else None
         run.labeled = _labeled_cases(run.record, split)
-        if need_predictions and split and (missing_cases := sorted(set(split.get("val", ())) - set(predictions))):
+        if validated and split and (missing_cases := sorted(set(split.get("val", ())) - set(predictions))):
             raise UserError(f"{folder / 'validation'} lacks {len(missing_cases)} of {len(split['val'])} validation "
                             f"cases ({missing_cases[0]} ...): finish it with nnUNetv2_train ... {fold} --val.")
         runs.append(run)

@@ -42,6 +42,8 @@ class Options:
 def build_comparison(collection: Collection, options: Options) -> dict[str, Any]:
     """Score every prediction, then summarise, test and judge."""
     protocol = protocol_named(options.protocol)
+    if not collection.references:
+        raise UserError("Nothing to compare: no row has predictions.")
     tables = _score(collection, protocol, options)
     baseline = _baseline(collection.rows, options.baseline)
     keys = [structure.key for structure in collection.labels.structures]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from nnunet_dhc.reporting.table_cells import (
@@ -12,18 +13,20 @@ from nnunet_dhc.reporting.table_cells import (
     metric_of,
     number,
     p_text,
-    score_of,
     scopes,
+    score_of,
 )
 
 _MARKS = {"better": "▲", "worse": "▼"}
 _GOLDEN = 0.618034
+_EPOCHS = re.compile(r"_(\d+)epochs?\b")
 
 
 def short_name(name: str) -> str:
-    """A row's name without the prefix that all trainers share."""
+    """A row's name without the prefix that all trainers share, and with a short number of epochs."""
+    name = _EPOCHS.sub(r" \1ep", name)
     short = name.removeprefix("nnUNetTrainer")
-    return name if not short or not short[0].isalpha() else short
+    return short if short[:1].isalpha() else name
 
 
 def size_text(volume_ml: float) -> str:

@@ -16,21 +16,27 @@ _MOST_AGREEMENT_LINES = 8
 def training_runs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     """One block a run: its charts, counters and alarms."""
     names = [item["name"] for item in comparison.get("structures", [])]
-    return [_run(curves, names) for curves in comparison["training"]]
+    subject = comparison["verdict"]["row"]
+    return [_run(curves, names) for curves in sorted(comparison["training"], key=lambda run: run["row"] != subject)]
 
 
 def agreement_chart(comparison: dict[str, Any]) -> dict[str, Any] | None:
-    """Agreement of A and B over training, a line a run."""
+    """Agreement of A and B over training, a line a row: the mean of its runs."""
     runs = [curves for curves in comparison["training"] if curves.get("agreement")]
-    shown = runs[:_MOST_AGREEMENT_LINES]
+    names = list(dict.fromkeys(curves["row"] for curves in runs))
+    names.sort(key=lambda name: name != comparison["verdict"]["row"])
+    shown = names[:_MOST_AGREEMENT_LINES]
     if not shown:
         return None
-    longest = max(shown, key=lambda curves: curves["epochs"][-1])
-    series = [Series(_title(curves), _aligned(curves, "agreement", longest["epochs"]), f"c{index}")
-              for index, curves in enumerate(shown)]
-    return {"svg": line_chart("Agreement of A and B", longest["epochs"], series, width=640, height=220, ceiling=1.0),
+    epochs = max((curves["epochs"] for curves in runs), key=lambda known: int(known[-1]))
+    series = []
+    for index, name in enumerate(shown):
+        lines = [_aligned(curves, "agreement", epochs) for curves in runs if curves["row"] == name]
+        series.append(Series(short_name(name), [_known_mean(values) for values in zip(*lines, strict=True)],
+                             f"c{index}"))
+    return {"svg": line_chart("Agreement of A and B", epochs, series, width=640, height=220, ceiling=1.0),
             "legend": [{"label": line.label, "style": line.style} for line in series],
-            "left_out": len(runs) - len(shown)}
+            "left_out": len(names) - len(shown)}
 
 
 def costs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -103,7 +109,7 @@ def _per_class(curves: dict[str, Any], key: str, structures: Sequence[str]) -> l
         own = max((value for line in series for value in line.values if value is not None), default=0.0)
         ceiling = top if key == "class_weights" else max(own, 1e-6)
         charts.append({"name": names[index], "svg": line_chart(
-            f"{key.replace('_', ' ')}: {names[index]}", curves["epochs"], series, width=220, height=110, floor=0.0,
+            f"{key.replace('_', ' ')}: {names[index]}", curves["epochs"], series, width=160, height=94, floor=0.0,
             ceiling=ceiling)})
     return charts
 
@@ -118,6 +124,11 @@ def _aligned(curves: dict[str, Any], key: str, epochs: Sequence[int]) -> list[fl
             position += 1
         result.append(values[position] if epoch <= own[-1] and own[position] <= epoch else None)
     return result
+
+
+def _known_mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _title(curves: dict[str, Any]) -> str:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.reporting import page_scores, page_training, table_cells
 
+_WORD_STARTS = re.compile(r"(?<=nnUNetTrainer)|(?<=[a-z])(?!Trainer)(?=[A-Z][a-z])|(?=_)")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -21,7 +23,7 @@ def render_html(comparison: dict[str, Any]) -> str:
                               trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(count=table_cells.count, duration=table_cells.duration, dash=table_cells.or_dash,
                                short=page_scores.short_name, svg=Markup,
-                               breakable=_breakable)
+                               breakable=_breakable, hash=_short_hash)
     scored = bool(comparison.get("cases"))
     context: dict[str, Any] = {
         "c": comparison,
@@ -47,10 +49,19 @@ def render_html(comparison: dict[str, Any]) -> str:
 
 
 def _breakable(name: str) -> Any:
-    """A trainer's name that may be broken after the prefix, on a narrow screen."""
-    from markupsafe import Markup, escape
+    """A name that may be broken before its words, on a narrow screen."""
+    from markupsafe import Markup
 
-    return escape(name).replace("nnUNetTrainer", Markup("nnUNetTrainer<wbr>"))
+    return Markup("<wbr>").join(_WORD_STARTS.split(name))
+
+
+def _short_hash(value: str | None) -> Any:
+    """The first characters of a hash, the whole of it as a tooltip."""
+    from markupsafe import Markup
+
+    if not value:
+        return table_cells.DASH
+    return Markup('<code title="{}">{}</code>').format(value, value[:8])
 
 
 def _attribution_bars(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -64,7 +75,8 @@ def _attribution_bars(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     def percent(value: float | None) -> float | None:
         return None if value is None else round(3.0 + 94.0 * (value - low) / span, 2)
 
-    return [{**part, "zero": percent(0.0), "left": percent(part["mean"]), "from": percent(part["low"]), "to": percent(part["high"]),
+    return [{**part, "zero": percent(0.0), "left": percent(part["mean"]), "from": percent(part["low"]),
+             "to": percent(part["high"]),
              "text": table_cells.number(part["mean"], metric, signed=True),
              "interval": table_cells.interval_cell(part, metric, signed=True)} for part in parts]
 

@@ -13,6 +13,7 @@ from nnunet_dhc.reporting.collection import Collection
 from nnunet_dhc.reporting.compare import Options, build_comparison
 from nnunet_dhc.reporting.output import write_comparison
 from nnunet_dhc.reporting.render_text import render_text
+from nnunet_dhc.reporting.report import build_report
 
 
 def compare_from_arguments(args: argparse.Namespace) -> None:
@@ -23,6 +24,18 @@ def compare_from_arguments(args: argparse.Namespace) -> None:
     comparison = build_comparison(collection, options)
     written = write_comparison(comparison, args.o)
     print(render_text(comparison, color=sys.stdout.isatty()))
+    print("Written: " + ", ".join(str(path) for path in written))
+
+
+def report_from_arguments(args: argparse.Namespace) -> None:
+    """Run ``nnunet_dhc report``."""
+    selection = Selection(args.d, [args.tr], [args.p], [args.c], args.f, tuple(args.results_roots or ()))
+    collection = collect_trainings(selection, unfinished=True)
+    options = Options(protocol=args.protocol, processes=max(1, args.np), anonymise=args.anonymise,
+                      images=not args.no_images, cache_folder=args.o)
+    report = build_report(collection, options)
+    written = write_comparison(report, args.o, "report")
+    print(report["verdict"]["sentence"])
     print("Written: " + ", ".join(str(path) for path in written))
 
 

@@ -118,15 +118,21 @@ def _attribution_sentence(subject: str, parts: Sequence[dict[str, Any]], metric:
     unlabeled, networks = by_what.get("unlabeled data"), by_what.get("two networks and class weights")
     if unlabeled is None or unlabeled["mean"] is None:
         return ""
-    text = (f"Of what {subject} changes, {_points(unlabeled['mean'], metric)}"
-            f"{_interval_text(unlabeled, metric)} comes from the unlabeled data")
+    sentences = [f"The unlabeled data change {subject} by {_points(unlabeled['mean'], metric)}"
+                 f"{_interval_text(unlabeled, metric)} against the same pair without them{_doubt(unlabeled)}"]
     if networks is not None and networks["mean"] is not None:
-        text += (f" and {_points(networks['mean'], metric)}{_interval_text(networks, metric)} "
-                 "from two networks with class weights")
-    doubtful = [part["what"] for part in (unlabeled, networks) if part and part["claim"] not in ("better", "worse")]
-    if doubtful:
-        text += f"; no claim can be made for {' and '.join(doubtful)}"
-    return text + "."
+        sentences.append(f"two networks with class weights change stock by {_points(networks['mean'], metric)}"
+                         f"{_interval_text(networks, metric)} at equal steps{_doubt(networks)}")
+    text = ", and ".join(sentences) + "."
+    time = by_what.get("everything together, at equal wall-clock")
+    if time is not None and time["mean"] is not None:
+        text += (f" Against stock with the same wall-clock it is {_points(time['mean'], metric)}"
+                 f"{_interval_text(time, metric)}{_doubt(time)}.")
+    return text
+
+
+def _doubt(part: dict[str, Any]) -> str:
+    return "" if part["claim"] in ("better", "worse") else " (no claim)"
 
 
 def _closest(rows: Sequence[dict[str, Any]], target: dict[str, Any], fact: str,
