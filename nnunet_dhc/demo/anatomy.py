@@ -25,10 +25,10 @@ ABSENT = {"gallbladder": 0.12, "left_kidney": 0.04, "spleen": 0.04, "right_adren
 
 # Mean and standard deviation over patients in HU. Neighbors overlap: that is the point.
 _INTENSITIES = {
-    "fat": (-100, 6), "muscle": (58, 6), "bone": (210, 30), "disc": (85, 10), "lung": (-840, 30),
-    "liver": (104, 13), "spleen": (114, 13), "kidney": (150, 26), "medulla": (128, 28), "gallbladder": (14, 9),
-    "wall": (72, 10), "pancreas": (90, 13), "adrenal": (80, 12), "node": (76, 14), "esophagus": (60, 9),
-    "aorta": (158, 30), "cava": (128, 30), "portal": (148, 26), "heart": (125, 20),
+    "fat": (-100, 6), "muscle": (58, 6), "bone": (230, 30), "disc": (85, 10), "lung": (-840, 30),
+    "liver": (104, 9), "spleen": (122, 9), "kidney": (172, 18), "medulla": (150, 20), "gallbladder": (12, 7),
+    "wall": (72, 8), "pancreas": (88, 9), "adrenal": (80, 9), "node": (75, 11), "esophagus": (58, 8),
+    "aorta": (195, 22), "cava": (136, 18), "portal": (158, 16), "heart": (130, 15),
 }
 
 
@@ -50,7 +50,7 @@ def draw_patient(rng: np.random.Generator, absent_organs: bool = True) -> Patien
     hu = {name: float(rng.normal(mean, spread)) for name, (mean, spread) in _INTENSITIES.items()}
     missing = frozenset(name for name, chance in ABSENT.items() if rng.random() < chance and absent_organs)
     return Patient(hu=hu, absent=missing, fat_threshold=float(rng.uniform(0.2, 1.2)),
-                   wall_fat_mm=float(rng.uniform(2, 6)), noise=float(rng.uniform(9, 18)),
+                   wall_fat_mm=float(rng.uniform(2, 6)), noise=float(rng.uniform(7, 14)),
                    filling=str(rng.choice(["water", "food", "contrast"], p=[0.45, 0.35, 0.2])),
                    girth=rng.normal(1, 0.04, 3).clip(0.93, 1.07))
 
@@ -238,7 +238,7 @@ def _spleen_and_kidneys(p: _Painter) -> None:
 
 def _stomach(p: _Painter) -> None:
     path = p.jitter([(52, 4, 27), (34, -8, 31), (12, -22, 22), (2, -25, 2), (6, -18, -10)], 2.5, 3)
-    _hollow(p, path, p.scale((15, 15, 11, 8, 5), 0.14), _content(p), gas_chance=0.7, label=CLASSES["stomach"])
+    _hollow(p, path, p.scale((15, 15, 11, 8, 5), 0.14), _content(p), gas_chance=0.0, label=CLASSES["stomach"])
 
 
 def _gallbladder(p: _Painter) -> None:

@@ -72,7 +72,7 @@ def _warped_points(rng: np.random.Generator, shape: tuple[int, ...], spacing: tu
     points += rng.normal(0, (6, 2, 2)).astype(np.float32)
     points = points @ rotation(rng.normal(0, (4, 3, 3))).astype(np.float32)
     points /= rng.normal(1.0, (0.05, 0.04, 0.04)).clip(0.9, 1.1).astype(np.float32)
-    for axis, amplitude in enumerate((4.0, 3.0, 3.0)):
+    for axis, amplitude in enumerate((3.5, 2.5, 2.5)):
         points[..., axis] += amplitude * smooth_noise(rng, shape, spacing, length_mm=48)
         points[..., axis] += 0.8 * smooth_noise(rng, shape, spacing, length_mm=18)
     return points

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo from data to report: stock nnU-Net and DHC on the same few labels, by the commands a user would type.
+
+Everything lies below one folder, and a second run continues where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_dhc.demo.phantom_dataset import PhantomPlan, write_dataset
+from nnunet_dhc.demo.small_plans import write_small_plans
+from nnunet_dhc.demo.steps import Steps
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.fold_cases import SPLITS_FILE
+from nnunet_dhc.nnunet.raw_images import IMAGES_UN
+
+PHANTOM_ID = 901
+PLANS, SMALL_PLANS = "nnUNetPlans", "nnUNetPlansDemo"
+STOCK, DHC, CONTROL = "nnUNetTrainer", "nnUNetTrainerDHC", "nnUNetTrainerPairSupervised"
+CONFIGURATION, FOLD = "3d_fullres", "0"
+# Coarser than the phantom's own voxels: a patch of few voxels then sees enough of the body, on a CPU in minutes.
+_PHANTOM_SPACING = ("4", "2.4", "2.4")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What ``nnunet_dhc demo`` can be told; see its help."""
+
+    output: Path = Path(".demo")
+    data: Path | None = None
+    split: Path | None = None
+    epochs: int = 10
+    iterations: int = 80
+    patch: tuple[int, ...] = (24, 32, 32)
+    features: tuple[int, ...] = (16, 32, 64)
+    device: str = "auto"
+    processes: int = 2
+    equal_time: bool = False
+    control: bool = False
+
+
+def run_demo(options: DemoOptions) -> Path:
+    """Run the demo (or what is left of it) and return the path of the HTML report."""
+    started = time.monotonic()
+    output = options.output.resolve()
+    logs = output / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    device = _device(options.device)
+    trainers = [STOCK, DHC, *([CONTROL] if options.control else [])]
+    environment = _environment(output, options.processes)
+    dataset = _Dataset(options, output)
+    rounds = len(trainers) + options.equal_time
+    steps = Steps(logs, 4 + rounds * (2 if dataset.has_test_labels else 1), environment)
+    print(f"Demo in {output} on {device}: {options.epochs} epochs of {options.iterations} steps for each trainer.")
+    print("A run that was stopped continues where it was.\n", flush=True)
+
+    dataset.make(steps)
+    _plan(steps, dataset, options)
+    for trainer in trainers:
+        steps.command(f"Train {_NAMES[trainer]}", *_training(trainer, dataset, options, device, environment))
+    rows = {_NAMES[trainer]: (trainer, environment) for trainer in trainers}
+    if options.equal_time:
+        rows[_EQUAL_TIME] = (STOCK, _train_at_equal_time(steps, dataset, options, device, output, environment))
+    if not dataset.has_test_labels:
+        report = _compare_validation(steps, dataset, trainers, output)
+    else:
+        for name, (trainer, where) in rows.items():
+            steps.environment = where
+            steps.command(f"Predict with {name}", _prediction(trainer, dataset, device, _predictions(output, name)))
+        steps.environment = environment
+        report = _compare_test_cases(steps, dataset, list(rows), output)
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    print(f"\nReport: {report}\nThe demo took {minutes} min {seconds} s.")
+    return report
+
+
+_NAMES = {STOCK: "stock", DHC: "DHC", CONTROL: "control"}
+_EQUAL_TIME = "stock-equal-time"
+
+
+class _Dataset:
+    """The phantom, or the user's dataset linked into the demo's own raw folder."""
+
+    def __init__(self, options: DemoOptions, output: Path) -> None:
+        self.options = options
+        self.source = options.data.resolve() if options.data else None
+        self.name = self.source.name if self.source else f"Dataset{PHANTOM_ID:03d}_AbdomenPhantom"
+        if not re.fullmatch(r"Dataset\d{3}_\w+", self.name):
+            raise UserError(f"--data {self.source}: the folder must be named like Dataset123_Name")
+        self.number = str(int(self.name[7:10]))
+        self.raw = output / "raw" / self.name
+        self.preprocessed = output / "preprocessed" / self.name
+
+    @property
+    def has_test_labels(self) -> bool:
+        """Whether test cases with labels are kept aside; without them, the validation cases are compared."""
+        return self.source is None or all((self.source / name).is_dir() for name in ("imagesTs", "labelsTs"))
+
+    def make(self, steps: Steps) -> None:
+        if self.source is None:
+            plan = PhantomPlan()
+            steps.call("Make the phantom dataset", plan,
+                       lambda: write_dataset(self.raw.parent, PHANTOM_ID, plan, self.options.processes))
+        else:
+            steps.call("Link the dataset", (str(self.source), str(self.options.split)), self._link)
+
+    def _link(self) -> None:
+        if not (self.source / "dataset.json").is_file():
+            raise UserError(f"--data {self.source} has no dataset.json: give a dataset in nnU-Net's raw format")
+        split = self.options.split or self.source / SPLITS_FILE
+        if not (self.source / IMAGES_UN).is_dir() and not _has_unlabeled(split):
+            raise UserError(f"--data {self.source} has no unlabeled scans: put some into {IMAGES_UN}, or give --split "
+                            'with a file that has the key "unlabeled"')
+        self.raw.mkdir(parents=True, exist_ok=True)
+        for entry in sorted(self.source.iterdir()):
+            link = self.raw / entry.name
+            if entry.name != SPLITS_FILE and not link.exists():
+                link.symlink_to(entry, target_is_directory=entry.is_dir())
+        if split.is_file():
+            shutil.copy(split, self.raw / SPLITS_FILE)
+            self.preprocessed.mkdir(parents=True, exist_ok=True)
+            shutil.copy(split, self.preprocessed / SPLITS_FILE)
+
+
+def _has_unlabeled(split: Path) -> bool:
+    try:
+        return any(fold.get("unlabeled") for fold in json.loads(split.read_text()))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _environment(output: Path, processes: int) -> dict[str, str]:
+    environment = dict(os.environ)
+    for variable, folder in (("nnUNet_raw", "raw"), ("nnUNet_preprocessed", "preprocessed"),
+                             ("nnUNet_results", "results")):
+        (output / folder).mkdir(exist_ok=True)
+        environment[variable] = str(output / folder)
+    # One data worker for each loader: on two cores, more only compete with the training.
+    environment.setdefault("nnUNet_n_proc_DA", str(max(1, processes // 2)))
+    return environment
+
+
+def _plan(steps: Steps, dataset: _Dataset, options: DemoOptions) -> None:
+    spacing = () if dataset.source else ("-overwrite_target_spacing", *_PHANTOM_SPACING, "-overwrite_plans_name", PLANS)
+    steps.command("Plan and preprocess the labeled cases", [
+        "nnUNetv2_plan_and_preprocess", "-d", dataset.number, "-c", CONFIGURATION, *spacing,
+        "-npfp", str(options.processes), "-np", str(options.processes)])
+    settings = {"num_epochs": options.epochs, "num_iterations_per_epoch": options.iterations,
+                "num_val_iterations_per_epoch": _validation_steps(options)}
+    steps.call(f"Write small plans ({SMALL_PLANS})", (options.patch, options.features, settings),
+               lambda: write_small_plans(dataset.preprocessed, CONFIGURATION, options.patch, options.features, PLANS,
+                                         SMALL_PLANS, settings=settings))
+
+
+def _validation_steps(options: DemoOptions) -> int:
+    return max(1, options.iterations // 10)
+
+
+def _training(trainer: str, dataset: _Dataset, options: DemoOptions, device: str, environment: dict[str, str],
+              epochs: int | None = None) -> tuple[list[str], list[str], int]:
+    """Command, what resumes it, and the number of epochs."""
+    epochs = epochs or options.epochs
+    common = [dataset.number, CONFIGURATION, FOLD, "-p", SMALL_PLANS, "-device", device]
+    if trainer == STOCK:
+        # nnU-Net has no option for a shorter schedule; this sets its counters and nothing else.
+        return ["python", "-m", "nnunet_dhc.demo.short_stock", *common, "--epochs", str(epochs), "--iterations",
+                str(options.iterations), "--val-iterations", str(_validation_steps(options))], [], epochs
+    started = any(_fold_folder(trainer, dataset, environment).glob("checkpoint_*.pth"))
+    return ["nnUNetv2_train", *common, "-tr", trainer], ["--c"] if started else [], epochs
+
+
+def _fold_folder(trainer: str, dataset: _Dataset, environment: dict[str, str]) -> Path:
+    return (Path(environment["nnUNet_results"]) / dataset.name / f"{trainer}__{SMALL_PLANS}__{CONFIGURATION}"
+            / f"fold_{FOLD}")
+
+
+def _train_at_equal_time(steps: Steps, dataset: _Dataset, options: DemoOptions, device: str, output: Path,
+                         environment: dict[str, str]) -> dict[str, str]:
+    """Stock with as many steps as fit into DHC's training time, in a results folder of its own."""
+    stock, dhc = (training_seconds(_fold_folder(trainer, dataset, environment)) for trainer in (STOCK, DHC))
+    epochs = max(options.epochs, round(options.epochs * dhc / stock))
+    elsewhere = {**environment, "nnUNet_results": str(output / "results_equal_time")}
+    Path(elsewhere["nnUNet_results"]).mkdir(exist_ok=True)
+    steps.environment = elsewhere
+    steps.command("Train stock for DHC's wall-clock",
+                  *_training(STOCK, dataset, options, device, elsewhere, epochs))
+    steps.environment = environment
+    return elsewhere
+
+
+def training_seconds(fold_folder: Path) -> float:
+    """Seconds that a training spent in its epochs, from nnU-Net's own logs (all of them: it may have been resumed).
+
+    Raises:
+        UserError: There is no log with a finished epoch.
+    """
+    by_epoch: dict[int, float] = {}
+    for log in sorted(fold_folder.glob("training_log_*.txt")):
+        epoch = 0
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            if match := re.search(r": Epoch (\d+)\s*$", line):
+                epoch = int(match[1])
+            elif match := re.search(r"Epoch time: ([\d.]+) s", line):
+                by_epoch[epoch] = float(match[1])
+    if not by_epoch:
+        raise UserError(f"no finished epoch in the logs of {fold_folder}: run the demo again")
+    return sum(by_epoch.values())
+
+
+def _predictions(output: Path, name: str) -> Path:
+    return output / "predictions" / name
+
+
+def _prediction(trainer: str, dataset: _Dataset, device: str, target: Path) -> list[str | Path]:
+    return ["nnUNetv2_predict", "-d", dataset.number, "-c", CONFIGURATION, "-f", FOLD, "-tr", trainer, "-p",
+            SMALL_PLANS, "-i", dataset.raw / "imagesTs", "-o", target, "-device", device, "-npp", "1", "-nps", "1"]
+
+
+def _compare_test_cases(steps: Steps, dataset: _Dataset, names: list[str], output: Path) -> Path:
+    folders = [f"{name}={_predictions(output, name)}" for name in names]
+    return _compare(steps, output, [
+        "-i", *folders, "-ref", dataset.raw / "labelsTs", "-djfile", dataset.raw / "dataset.json",
+        "--images", dataset.raw / "imagesTs"])
+
+
+def _compare_validation(steps: Steps, dataset: _Dataset, trainers: list[str], output: Path) -> Path:
+    return _compare(steps, output, ["-d", dataset.number, "-c", CONFIGURATION, "-tr", *trainers, "-p", SMALL_PLANS])
+
+
+def _compare(steps: Steps, output: Path, arguments: list[str | Path]) -> Path:
+    folder = output / "comparison"
+    steps.show("Compare", ["nnunet_dhc", "compare", *arguments, "-o", folder])
+    return folder / "comparison.html"
