@@ -9,6 +9,7 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_dhc.nnunet.cascade import predict_unlabeled, require_labeled_predictions
 from nnunet_dhc.nnunet.fold_cases import FoldCases
 from nnunet_dhc.nnunet.labeled_counts import classes_without_labels, labeled_voxel_counts
 from nnunet_dhc.nnunet.run_record import content_hash
@@ -24,12 +25,14 @@ class TrainingData:
         pool: The preprocessed unlabeled cases, None for a trainer that uses none.
         labeled_counts: Voxels per class in the labeled cases, (k,) int64.
         warnings: Lines for the log.
+        previous_stage_folder: First-stage predictions of the unlabeled cases, None without a cascade.
     """
 
     cases: FoldCases
     pool: UnlabeledPool | None
     labeled_counts: np.ndarray
     warnings: tuple[str, ...]
+    previous_stage_folder: str | None = None
 
     @property
     def unlabeled(self) -> tuple[str, ...]:
@@ -50,7 +53,9 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
     Raises:
         UserError: Bad input of any kind; see docs/reference/messages.md.
     """
-    pool = None
+    pool = previous_stage_folder = None
+    if trainer.is_cascaded:
+        require_labeled_predictions(trainer, cases)
     if uses_unlabeled:
         pool = bring_store_up_to_date(
             trainer.plans_manager.plans,
@@ -60,6 +65,8 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
             num_processes=default_num_processes,
             say=trainer.print_to_log_file,
         )
+        if trainer.is_cascaded:
+            previous_stage_folder = predict_unlabeled(trainer, cases, pool, default_num_processes)
     counts = labeled_voxel_counts(trainer.preprocessed_dataset_folder, list(cases.labeled), trainer.label_manager)
     warnings = list(pool.notes) if pool else []
     missing = classes_without_labels(counts, trainer.label_manager)
@@ -68,4 +75,4 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
             f"no labeled case of this fold contains class {', '.join(map(str, missing))}: it cannot be "
             'learned. Label a case that has it, or put one into the fold\'s key "train"'
         )
-    return TrainingData(cases, pool, counts, tuple(warnings))
+    return TrainingData(cases, pool, counts, tuple(warnings), previous_stage_folder)

@@ -74,7 +74,7 @@ class UnlabeledDataset:
             seg = np.broadcast_to(np.int8(0), (1, *data.shape[1:]))
         seg_prev = None
         if self.folder_with_segs_from_previous_stage is not None:
-            path = os.path.join(self.folder_with_segs_from_previous_stage, identifier + ".b2nd")
+            path = os.path.join(self.folder_with_segs_from_previous_stage, names["image"])
             seg_prev = self._open(identifier, path)
         return data, seg, seg_prev, {"class_locations": {}}
 

@@ -142,6 +142,7 @@ class PairTrainer(nnUNetTrainer):
                 UnlabeledDataset(
                     self.data.pool.folder,
                     self.data.pool.identifiers,
+                    self.data.previous_stage_folder,
                     with_nonzero_mask=self.data.pool.with_nonzero_mask,
                 ),
             )
@@ -155,11 +156,6 @@ class PairTrainer(nnUNetTrainer):
             raise UserError(
                 f"--c: there is no checkpoint in {self.output_folder}; run the same command without --c to "
                 "start this training"
-            )
-        if self.is_cascaded and self.uses_unlabeled:
-            raise NotImplementedError(
-                "the second stage of a cascade needs first-stage predictions of the unlabeled "
-                "cases; train 3d_fullres instead, or nnUNetTrainerPairSupervised"
             )
         ensure_note = None
         if self.fold != "all":
