@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``nnunet_dhc compare`` and ``report`` from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunet_dhc.cli.main import main
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "reporting"))
+from made_up import ResultsTree, boxes, dataset_json, write_json, write_volume
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    tree = ResultsTree(tmp_path / "nnunet")
+    tree.environment(monkeypatch)
+    return tree
+
+
+def test_compare_trainings(tree, tmp_path, capsys):
+    tree.add_stock(shift=3).add_pair("nnUNetTrainerDHC", shift=1)
+    out = tmp_path / "out"
+    assert main(["compare", "-d", "901", "-tr", "nnUNetTrainer", "nnUNetTrainerDHC", "-np", "1", "-o", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "nnUNetTrainerDHC is better than nnUNetTrainer on these 8 cases" in printed
+    assert "Missing control: nnUNetTrainerPairSupervised" in printed
+    assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
+        "comparison.html", "comparison.json", "comparison.md"]
+
+
+def test_compare_folders_anonymised_without_images(tmp_path, capsys):
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    for index in range(6):
+        case = f"patient_{index}"
+        write_volume(tmp_path / "reference" / f"{case}.nii.gz", boxes())
+        for name, shift in (("one", 2), ("two", index % 2)):
+            write_volume(tmp_path / name / f"{case}.nii.gz", boxes(shift))
+    out = tmp_path / "out"
+    assert main(["compare", "-i", f"first={tmp_path / 'one'}", f"second={tmp_path / 'two'}", "-ref",
+                 str(tmp_path / "reference"), "-djfile", str(djfile), "-np", "1", "-o", str(out), "--anonymise",
+                 "--no-images", "--protocol", "dhc"]) == 0
+    assert "second is better than first on these 6 cases" in capsys.readouterr().out
+    for name in ("comparison.json", "comparison.md", "comparison.html"):
+        text = (out / name).read_text()
+        assert "patient_" not in text
+        assert str(tmp_path) not in text
+        assert "data:image" not in text
+    assert json.loads((out / "comparison.json").read_text())["protocol"]["name"] == "dhc"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["-d", "901"], "Say what to compare"),
+    (["-i", "a=b"], "-i needs -ref"),
+    (["-d", "901", "-tr", "nnUNetTrainerDHC"], "no folder for dataset 901"),
+])
+def test_errors_are_one_line(tree, tmp_path, capsys, arguments, message):
+    tree.results.mkdir(exist_ok=True)
+    assert main(["compare", *arguments, "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_report_before_and_after_validation(tree, tmp_path, capsys):
+    tree.add_pair("nnUNetTrainerDHC", epochs=2, validated=False)
+    arguments = ["report", "-d", "901", "-tr", "nnUNetTrainerDHC", "-f", "0", "-np", "1", "-o", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert "not validated yet" in capsys.readouterr().out
+    tree.add_pair("nnUNetTrainerDHC")
+    assert main(arguments) == 0
+    assert "mean Dice" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").is_file()

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding runs, and refusing what can't be compared."""
+
+from __future__ import annotations
+
+import pytest
+from made_up import DATASET, boxes, dataset_json, write_json, write_volume
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
+
+
+def test_folds_and_rows(tree):
+    tree.add_stock().add_pair("nnUNetTrainerDHC")
+    found = collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"]))
+    assert found.dataset == DATASET
+    assert [row.name for row in found.rows] == ["nnUNetTrainer", "nnUNetTrainerDHC"]
+    assert found.rows[0].folds == ["0", "1"]
+    assert list(found.references) == sorted(tree.cases)
+    assert found.rows[0].runs[0].labeled == tree.labeled
+    assert len(found.images) == len(tree.cases)
+
+
+def test_one_fold(tree):
+    tree.add_stock()
+    found = collect_trainings(Selection(DATASET, ["nnUNetTrainer"], folds=["1"]))
+    assert list(found.references) == tree.folds[1]
+
+
+def test_every_results_folder_is_a_repeat(tree, tmp_path):
+    other = tmp_path / "seed2"
+    tree.add_stock().add_stock(results=other)
+    found = collect_trainings(Selection("901", ["nnUNetTrainer"], results_roots=(tree.results, other)))
+    assert found.rows[0].repeats == [0, 1]
+    assert len(found.rows[0].runs) == 4
+
+
+def test_a_missing_fold_is_refused(tree):
+    tree.add_stock().add_pair("nnUNetTrainerDHC")
+    remove(tree.model("nnUNetTrainerDHC") / "fold_1")
+    with pytest.raises(UserError, match="nnUNetTrainerDHC has no validation of fold 1"):
+        collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"]))
+
+
+def test_other_cases_are_refused_or_left_out(tree):
+    tree.add_stock().add_pair("nnUNetTrainerDHC")
+    (tree.preprocessed / DATASET / "splits_final.json").unlink()  # nothing else tells which cases are expected
+    (tree.model("nnUNetTrainerDHC") / "fold_0" / "validation" / "patient_01.nii.gz").unlink()
+    selection = Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"])
+    with pytest.raises(UserError, match="patient_01 only in nnUNetTrainer"):
+        collect_trainings(selection)
+    found = collect_trainings(selection, allow_different=True)
+    assert "patient_01" not in found.references
+    assert any("patient_01" in note for note in found.notes)
+
+
+def test_other_labeled_cases_are_refused(tree):
+    tree.add_stock().add_pair("nnUNetTrainerDHC", labeled=[*tree.labeled[:2], "another"])
+    with pytest.raises(UserError, match="trained on other labeled cases"):
+        collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"]))
+
+
+def test_an_unfinished_validation_is_refused(tree):
+    tree.add_stock()
+    (tree.model("nnUNetTrainer") / "fold_0" / "validation" / "patient_01.nii.gz").unlink()
+    with pytest.raises(UserError, match="lacks 1 of 4 validation cases"):
+        collect_trainings(Selection("901", ["nnUNetTrainer"]))
+
+
+def test_a_split_that_changed_since_a_stock_run_is_noticed(tree):
+    tree.add_stock()
+    write_json(tree.preprocessed / DATASET / "splits_final.json",
+               [{"train": ["one"], "val": fold} for fold in tree.folds])  # its log counted three training cases
+    found = collect_trainings(Selection("901", ["nnUNetTrainer"]))
+    assert found.rows[0].runs[0].labeled is None
+    assert any("could not be checked" in note for note in found.notes)
+
+
+def test_what_is_not_there_is_named(tree):
+    with pytest.raises(UserError, match="no folder for dataset 901"):
+        collect_trainings(Selection("901", ["nnUNetTrainer"], results_roots=(tree.root,)))
+    tree.add_stock()
+    with pytest.raises(UserError, match="train it with nnUNetv2_train 901"):
+        collect_trainings(Selection("901", ["nnUNetTrainerDHC"]))
+
+
+def test_unset_variables_are_named(monkeypatch):
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    with pytest.raises(UserError, match="nnUNet_results is not set"):
+        collect_trainings(Selection("901", ["nnUNetTrainer"]))
+
+
+def test_plain_folders(tmp_path):
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    for name in ("reference", "one", "two"):
+        write_volume(tmp_path / name / "case.nii.gz", boxes())
+    found = collect_folders([("a", tmp_path / "one"), ("b", tmp_path / "two"), ("a", tmp_path / "two")],
+                            tmp_path / "reference", djfile)
+    assert [(row.name, len(row.runs)) for row in found.rows] == [("a", 2), ("b", 1)]
+
+
+def test_a_prediction_without_reference_is_refused(tmp_path):
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    write_volume(tmp_path / "reference" / "case.nii.gz", boxes())
+    write_volume(tmp_path / "one" / "other.nii.gz", boxes())
+    with pytest.raises(UserError, match="no reference"):
+        collect_folders([("a", tmp_path / "one")], tmp_path / "reference", djfile)
+
+
+def remove(folder):
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison as a whole: numbers, verdict, attribution, renderings."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import pytest
+from made_up import boxes, dataset_json, write_json, write_volume
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
+from nnunet_dhc.reporting.compare import Options, anonymised, build_comparison
+from nnunet_dhc.reporting.evaluate import score_pairs
+from nnunet_dhc.reporting.output import write_comparison
+from nnunet_dhc.reporting.protocols import PROTOCOLS, STANDARD
+from nnunet_dhc.reporting.render_markdown import render_markdown
+from nnunet_dhc.reporting.render_text import render_text
+
+
+def _row(comparison, name):
+    return next(row for row in comparison["rows"] if row["name"] == name)
+
+
+def test_means_worked_by_hand(comparison):
+    # Stock moves every box by 3 voxels. Large box: 4 x 6 x 3 of 144 in common: 0.5. Small box, 3 wide: 0. Rare box, 2
+    # wide: 0 where predicted, 0 where missed; both empty in none (patient_00 has none, but it is predicted: spurious).
+    stock = _row(comparison, "nnUNetTrainer")
+    scores = stock["scores"]["dice"]
+    assert scores["structures"]["1"]["mean"] == pytest.approx(0.5)
+    assert scores["structures"]["2"]["mean"] == 0.0
+    assert scores["overall"]["mean"] == pytest.approx((0.5 + 0 + 0) / 3)
+    assert stock["missed"] == {"1": 0, "2": 0, "3": 4}
+    assert stock["spurious"] == {"1": 0, "2": 0, "3": 1}
+
+
+def test_the_difference_is_the_difference_of_the_means(comparison):
+    entry = next(item for item in comparison["differences"] if item["row"] == "nnUNetTrainerDHC")
+    means = [_row(comparison, name)["scores"]["dice"]["overall"]["mean"]
+             for name in ("nnUNetTrainerDHC", "nnUNetTrainer")]
+    found = entry["metrics"]["dice"]["overall"]
+    assert found["mean"] == pytest.approx(means[0] - means[1])
+    assert found["low"] <= found["mean"] <= found["high"]
+    assert found["comparisons"] == 3
+
+
+def test_verdict_and_attribution(comparison):
+    assert comparison["baseline"] == "nnUNetTrainer"
+    assert comparison["verdict"]["row"] == "nnUNetTrainerDHC"
+    assert comparison["verdict"]["sentence"].startswith(
+        "nnUNetTrainerDHC (best of 3 compared with nnUNetTrainer) is better than nnUNetTrainer on these 8 cases")
+    parts = {part["what"]: (part["row"], part["against"]) for part in comparison["attribution"]["parts"]}
+    assert parts == {
+        "unlabeled data": ("nnUNetTrainerDHC", "nnUNetTrainerPairSupervised"),
+        "two networks and class weights": ("nnUNetTrainerPairSupervised", "nnUNetTrainer"),
+        "everything together, at equal steps": ("nnUNetTrainerDHC", "nnUNetTrainer"),
+        "everything together, at equal wall-clock": ("nnUNetTrainerDHC", "nnUNetTrainer_16epochs"),
+        "longer training of stock nnU-Net": ("nnUNetTrainer_16epochs", "nnUNetTrainer"),
+    }
+    assert comparison["attribution"]["missing"] == []
+
+
+def test_missing_controls_are_named(tree):
+    tree.add_stock(epochs=2).add_pair("nnUNetTrainerDHC")
+    found = _build(tree, "nnUNetTrainer", "nnUNetTrainerDHC")["attribution"]
+    assert [text.split(" ")[0] for text in found["missing"]] == ["nnUNetTrainerPairSupervised", "stock", "stock"]
+
+
+def test_four_cases_are_too_few_for_a_claim(tree):
+    tree.add_stock(shift=3).add_pair("nnUNetTrainerDHC", shift=0)
+    found = _build(tree, "nnUNetTrainer", "nnUNetTrainerDHC", folds=["0"])
+    assert found["verdict"]["sentence"].startswith("No claim: 4 cases are too few (6 are needed).")
+    assert all(winner is None for scopes in found["winners"].values() for winner in scopes.values())
+
+
+def test_equal_rows_have_no_winner(tree):
+    tree.add_stock(shift=2).add_stock("nnUNetTrainer_8epochs", shift=2, epochs=8)
+    found = _build(tree, "nnUNetTrainer", "nnUNetTrainer_8epochs")
+    assert "No difference" in found["verdict"]["sentence"]
+    assert all(winner is None for scopes in found["winners"].values() for winner in scopes.values())
+
+
+def test_seeds_are_averaged_within_a_case(tree, tmp_path):
+    other = tmp_path / "seed2"
+    tree.add_stock(shift=0).add_stock(shift=3, results=other)
+    selection = Selection("901", ["nnUNetTrainer"], results_roots=(tree.results, other))
+    row = build_comparison(collect_trainings(selection), Options(images=False))["rows"][0]
+    # 1 without a shift, 0.5 with one of 3 voxels; still 8 cases, not 16.
+    assert row["scores"]["dice"]["structures"]["1"]["mean"] == pytest.approx(0.75)
+    assert row["scores"]["dice"]["structures"]["1"]["n"] == 8
+    assert row["scores"]["dice"]["over_repeats"]["n"] == 2
+    assert row["missed"]["3"] == 4
+
+
+def test_protocol_of_the_paper_averages_cases_then_classes(tmp_path):
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    for case, reference, prediction in (("a", boxes(), boxes()), ("b", boxes(rare=False), boxes(rare=False)),
+                                        ("c", boxes(), boxes(rare=False))):
+        write_volume(tmp_path / "reference" / f"{case}.nii.gz", reference)
+        write_volume(tmp_path / "prediction" / f"{case}.nii.gz", prediction)
+    collection = collect_folders([("x", tmp_path / "prediction")], tmp_path / "reference", djfile)
+    scores = build_comparison(collection, Options(protocol="dhc", images=False))["rows"][0]["scores"]
+    # Rare box: 100, 1 (absent in both) and 0 (missed); distances 0, 0 and 128.
+    assert scores["dice_dhc"]["structures"]["3"]["mean"] == pytest.approx(101 / 3)
+    assert scores["asd_voxels"]["structures"]["3"]["mean"] == pytest.approx(128 / 3)
+    assert scores["dice_dhc"]["overall"]["mean"] == pytest.approx((100 + 100 + 101 / 3) / 3)
+    assert scores["asd_voxels"]["overall"]["mean"] == pytest.approx(128 / 9)
+
+
+def test_unknown_protocol_baseline_and_double_rows(tree):
+    tree.add_stock()
+    collection = collect_trainings(Selection("901", ["nnUNetTrainer"]))
+    with pytest.raises(UserError, match="no protocol"):
+        build_comparison(collection, Options(protocol="other"))
+    with pytest.raises(UserError, match="--baseline"):
+        build_comparison(collection, Options(baseline="nnUNetTrainerX", images=False))
+    twice = collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainer"]))
+    with pytest.raises(UserError, match="twice"):
+        build_comparison(twice, Options(images=False))
+
+
+def test_the_table_of_fixed_numbers(comparison):
+    text = render_text(comparison)
+    lines = {" ".join(line.split()) for line in text.splitlines()}
+    assert "Dice [%], higher is better n nnUNetTrainer nnUNetTrainer 16ep PairSupervised DHC" in lines
+    assert "large box 8 50.0 66.7 75.0 91.7" in lines  # moved by 3; 2; 2 and 1; 1 and 0 of 6 voxels
+    assert "all 4 / 1 4 / 1 0 / 1 0 / 1" in lines
+    assert "training time 10 s 40 s 40 s 40 s" in lines
+    assert "labeled / unlabeled cases 3 / – 3 / – 3 / 0 3 / 2" in lines  # noqa: RUF001
+    for rule in STANDARD.rules:
+        assert rule.meaning in text
+    assert text.rstrip().endswith("For research, not for clinical use.")
+
+
+def test_markdown_tables_are_whole(comparison):
+    text = render_markdown(comparison)
+    assert comparison["verdict"]["sentence"] in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) > 40
+    for first, second in pairwise(rows):
+        if second.startswith("| ---"):
+            assert first.count("|") == second.count("|")
+
+
+def test_anonymised_comparisons_name_nobody(comparison):
+    text = json.dumps(anonymised(comparison))
+    assert "patient_" not in text
+    assert "/somewhere" not in text
+    assert "case 1" in text
+    assert "patient_00" in json.dumps(comparison)
+
+
+def test_json_has_everything_and_no_nan(comparison, tmp_path):
+    paths = write_comparison(comparison, tmp_path)
+    assert [path.name for path in paths] == ["comparison.json", "comparison.md", "comparison.html"]
+    read = json.loads(paths[0].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert read == comparison
+    values = read["rows"][0]["per_run"][0]["cases"]["patient_00"]["3"]
+    assert values["spurious"] is True
+    assert values["dice"] == 0.0
+
+
+def test_no_images_when_asked(finished_tree, monkeypatch, comparison):
+    assert len(comparison["overlays"]) == 3
+    assert [plane["plane"] for plane in comparison["overlays"][0]["planes"]] == ["axial", "coronal", "sagittal"]
+    assert len(comparison["overlays"][0]["planes"][0]["rows"]) == 4
+    finished_tree.environment(monkeypatch)
+    assert _build(finished_tree, "nnUNetTrainer")["overlays"] == []
+
+
+def test_scores_are_cached_by_file(tmp_path, monkeypatch):
+    from nnunet_dhc.reporting import evaluate
+    from nnunet_dhc.reporting.structures import label_space
+
+    labels = label_space(dataset_json())
+    pair = (write_volume(tmp_path / "p.nii.gz", boxes(1)), write_volume(tmp_path / "r.nii.gz", boxes()))
+    first = score_pairs([pair], labels, STANDARD, 1, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "score_files", lambda *_: pytest.fail("scored again"))
+        assert score_pairs([pair], labels, STANDARD, 1, tmp_path / "cache") == first
+    write_volume(pair[0], boxes(2))
+    assert score_pairs([pair], labels, STANDARD, 1, tmp_path / "cache") != first
+    assert str(tmp_path) not in (tmp_path / "cache" / ".metrics_cache.json").read_text()
+
+
+def test_several_processes_score_alike(tmp_path):
+    from nnunet_dhc.reporting.structures import label_space
+
+    pairs = [(write_volume(tmp_path / f"p{shift}.nii.gz", boxes(shift)), write_volume(tmp_path / "r.nii.gz", boxes()))
+             for shift in (0, 1, 2)]
+    labels = label_space(dataset_json())
+    assert score_pairs(pairs, labels, STANDARD, 2) == score_pairs(pairs, labels, STANDARD, 1)
+
+
+def test_every_metric_says_what_it_is():
+    for metric in (metric for protocol in PROTOCOLS.values() for metric in protocol.metrics):
+        assert metric.definition
+        assert math.isfinite(metric.scale)
+
+
+def _build(tree, *trainers, folds=None):
+    return build_comparison(collect_trainings(Selection("901", list(trainers), folds=folds)), Options(images=False))

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of a case: golden values, empty structures, regions, ignored voxels, crops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_up import SPACING_ZYX, boxes, dataset_json, write_volume
+from scipy import ndimage
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.reporting.image_files import read_label_map
+from nnunet_dhc.reporting.metrics import score_arrays, score_files
+from nnunet_dhc.reporting.protocols import DHC, STANDARD
+from nnunet_dhc.reporting.structures import label_space
+
+LABELS = label_space(dataset_json())
+
+
+def _scores(prediction, reference, labels=LABELS, protocol=STANDARD, spacing=SPACING_ZYX):
+    return score_arrays(prediction, reference, spacing, labels, protocol)
+
+
+def test_a_box_moved_by_one_voxel():
+    found = _scores(boxes(shift=1), boxes())["1"]
+    # 4 x 6 x 6 voxels, 4 x 6 x 5 in common.
+    assert found["dice"] == pytest.approx(2 * 120 / (144 + 144))
+    # 144 voxels of 2 mm3.
+    assert found["volume_reference_ml"] == pytest.approx(0.288)
+    # Moved by 1 mm along a face: no surface voxel is farther than 1 mm from the other surface.
+    assert found["hd95_mm"] == pytest.approx(1.0)
+    assert not found["missed"]
+    assert not found["spurious"]
+
+
+def test_a_missed_a_spurious_and_an_absent_structure():
+    missed = _scores(boxes(rare=False), boxes())["3"]
+    assert (missed["dice"], missed["hd95_mm"], missed["missed"], missed["spurious"]) == (0.0, None, True, False)
+    spurious = _scores(boxes(), boxes(rare=False))["3"]
+    assert (spurious["dice"], spurious["assd_mm"], spurious["missed"], spurious["spurious"]) == (0.0, None, False, True)
+    absent = _scores(boxes(rare=False), boxes(rare=False))["3"]
+    assert (absent["dice"], absent["hd95_mm"], absent["missed"], absent["spurious"]) == (None, None, False, False)
+
+
+def test_empty_label_maps():
+    empty = np.zeros((4, 5, 6), dtype=np.uint8)
+    assert all(values["dice"] is None for values in _scores(empty, empty).values())
+
+
+@pytest.mark.parametrize(("prediction", "reference", "expected"), [
+    # The table of the released evaluation code: 100 Dice, one-directional distance in voxels, 0/128, 0/128 and 1/0.
+    (boxes(rare=False), boxes(), (0.0, 128.0)),
+    (boxes(), boxes(rare=False), (0.0, 128.0)),
+    (boxes(rare=False), boxes(rare=False), (1.0, 0.0)),
+    # 1 x 2 x 2 voxels moved by one: 2 in common; two of the four surface voxels are 1 voxel away.
+    (boxes(shift=1), boxes(), (50.0, 0.5)),
+])
+def test_protocol_of_the_paper(prediction, reference, expected):
+    found = _scores(prediction, reference, protocol=DHC)["3"]
+    assert (found["dice_dhc"], found["asd_voxels"]) == expected
+
+
+def test_protocol_of_the_paper_ignores_spacing_and_looks_one_way():
+    reference = np.zeros((6, 6, 6), dtype=np.uint8)
+    reference[1, 1, 1] = reference[5, 5, 5] = 3
+    prediction = np.zeros_like(reference)
+    prediction[3, 1, 1] = 3
+    found = _scores(prediction, reference, protocol=DHC, spacing=(9.0, 9.0, 9.0))["3"]
+    assert found["asd_voxels"] == 2.0  # the far voxel of the reference is not looked at
+
+
+def test_protocol_of_the_paper_is_medpys_asd():
+    binary = pytest.importorskip("medpy.metric.binary")  # what the authors call
+    rng = np.random.default_rng(3)
+    reference = (ndimage.gaussian_filter(rng.normal(size=(16, 20, 20)), 2) > 0.05).astype(np.uint8)
+    prediction = np.roll(reference, (1, 2, 0), axis=(0, 1, 2))
+    found = _scores(prediction, reference, protocol=DHC)["1"]
+    assert found["asd_voxels"] == pytest.approx(binary.asd(prediction, reference), abs=1e-9)
+    assert found["dice_dhc"] == pytest.approx(100 * binary.dc(prediction, reference), abs=1e-9)
+
+
+def test_regions_are_unions_of_labels():
+    labels = label_space(dataset_json(labels={"background": 0, "whole": [1, 2, 3], "core": [2, 3], "rare": [3]},
+                                      regions_class_order=[1, 2, 3]))
+    assert [item.key for item in labels.structures] == ["(1, 2, 3)", "(2, 3)", "3"]
+    swapped = boxes()
+    swapped[boxes() == 2] = 3  # another label of the same regions
+    found = _scores(swapped, boxes(), labels)
+    assert found["(1, 2, 3)"]["dice"] == 1.0
+    assert found["(2, 3)"]["dice"] == 1.0
+    assert found["3"]["dice"] < 1.0
+
+
+def test_ignored_voxels_count_nowhere():
+    labels = label_space(dataset_json(labels={"background": 0, "large_box": 1, "small_box": 2, "ignore": 3}))
+    assert labels.ignore_label == 3
+    reference = boxes(rare=False)
+    reference[:, :, 8:] = 3
+    prediction = boxes(rare=False)
+    prediction[0:8, 0:16, 10:16] = 1  # all of it ignored
+    found = _scores(prediction, reference, labels)
+    assert found["1"]["dice"] == 1.0
+    assert found["1"]["hd95_mm"] == 0.0
+
+
+@pytest.mark.parametrize("labels_of_file", [
+    {"background": 0, "a": 1, "b": 2, "c": 3},
+    {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "rare": [3]},
+    {"background": 0, "a": 1, "b": 2, "ignore": 3},
+])
+def test_dice_is_nnunets(tmp_path, labels_of_file):
+    """The same Dice, NaN included, as nnU-Net's own evaluation."""
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    rng = np.random.default_rng(0)
+    reference = rng.integers(0, 4, size=(6, 9, 9)).astype(np.uint8)
+    prediction = np.where(rng.random(reference.shape) < 0.3, rng.integers(0, 3, size=reference.shape), reference)
+    prediction[prediction == 3] = 1
+    files = [str(write_volume(tmp_path / name, voxels.astype(np.uint8)))
+             for name, voxels in (("reference.nii.gz", reference), ("prediction.nii.gz", prediction))]
+    labels = label_space(dataset_json(labels=labels_of_file))
+    keys = [item.labels if len(item.labels) > 1 else item.labels[0] for item in labels.structures]
+    expected = compute_metrics(files[0], files[1], SimpleITKIO(), keys, labels.ignore_label)["metrics"]
+    found = score_arrays(prediction, reference, SPACING_ZYX, labels, STANDARD)
+    for key, item in zip(keys, labels.structures, strict=True):
+        value = found[item.key]["dice"]
+        assert (np.nan if value is None else value) == pytest.approx(expected[key]["Dice"], nan_ok=True)
+
+
+def test_where_the_structures_lie_does_not_matter():
+    """The crops: the same boxes in a corner of a large image, and filling a tight one, score the same."""
+    tight = np.s_[1:7, 1:12, 1:14]
+    inside = _scores(boxes(shift=1)[tight], boxes()[tight])
+    large = [np.pad(voxels, 20) for voxels in (boxes(shift=1), boxes())]
+    outside = _scores(*large)
+    for key in inside:
+        assert inside[key]["hd95_mm"] == pytest.approx(outside[key]["hd95_mm"])
+        assert inside[key]["assd_mm"] == pytest.approx(outside[key]["assd_mm"])
+        assert inside[key]["dice"] == outside[key]["dice"]
+
+
+def test_a_structure_in_one_slice_of_a_3d_image_stays_3d():
+    reference = np.zeros((6, 9, 9), dtype=np.uint8)
+    reference[3, 2:7, 2:7] = 1
+    prediction = reference.copy()
+    prediction[3, 4, 4] = 0  # its middle: a surface in 3D, where a slice has no inside
+    found = _scores(prediction, reference)["1"]
+    assert found["assd_mm"] == pytest.approx(1.0 / (24 + 25))  # one voxel of 25 lies 1 mm off
+
+
+def test_files_of_other_shapes_are_refused(tmp_path):
+    one = write_volume(tmp_path / "a.nii.gz", boxes())
+    other = write_volume(tmp_path / "b.nii.gz", boxes()[1:])
+    with pytest.raises(UserError, match=r"a\.nii\.gz has shape"):
+        score_files(one, other, LABELS, STANDARD)
+
+
+def test_a_broken_file_is_named(tmp_path):
+    path = tmp_path / "broken.nii.gz"
+    path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"broken\.nii\.gz"):
+        read_label_map(path)
+
+
+def test_values_between_labels_are_refused(tmp_path):
+    path = write_volume(tmp_path / "soft.nii.gz", np.full((3, 3, 3), 0.5, dtype=np.float32))
+    with pytest.raises(UserError, match="not whole numbers"):
+        read_label_map(path)

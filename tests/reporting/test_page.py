@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page: well-formed, self-contained, safe with any name, complete."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from nnunet_dhc.reporting.charts import Series, line_chart, nice_range, tick
+from nnunet_dhc.reporting.collect import Selection, collect_trainings
+from nnunet_dhc.reporting.compare import Options
+from nnunet_dhc.reporting.page_scores import short_name
+from nnunet_dhc.reporting.render_html import render_html
+from nnunet_dhc.reporting.report import build_report
+
+_VOID = {"meta", "img", "br", "wbr", "input", "link", "hr"}
+
+
+class _Checker(HTMLParser):
+    """Tags that don't close in order, ids that occur twice, and every address."""
+
+    def __init__(self, page):
+        super().__init__(convert_charrefs=True)
+        self.open, self.ids, self.addresses, self.texts, self.labels = [], [], [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if "id" in found:
+            assert found["id"] not in self.ids, f"id {found['id']} occurs twice"
+            self.ids.append(found["id"])
+        self.addresses += [found[key] for key in ("src", "href", "action", "data") if key in found]
+        if tag == "img":
+            assert "alt" in found
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in _VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(comparison):
+    return render_html(comparison)
+
+
+def test_the_page_is_well_formed(page):
+    _Checker(page)
+
+
+def test_nothing_comes_from_elsewhere(page):
+    for address in _Checker(page).addresses:
+        assert address.startswith(("data:image/", "#")), address
+    assert not re.search(r"https?://|@import|url\(", page)
+
+
+def test_links_lead_somewhere(page):
+    checked = _Checker(page)
+    for address in checked.addresses:
+        if address.startswith("#"):
+            assert address[1:] in checked.ids
+
+
+def test_what_must_be_on_it(page, comparison):
+    text = " ".join(" ".join(_Checker(page).texts).split())
+    assert comparison["verdict"]["sentence"] in text
+    assert "For research, not for clinical use." in text
+    for row in comparison["rows"]:
+        assert row["name"].replace("nnUNetTrainer", "") in text.replace(" ", "")
+    for rule in comparison["protocol"]["empty_rules"]:
+        assert rule["meaning"] in text
+    for item in comparison["structures"]:
+        assert item["name"] in text
+    assert "/somewhere/nnUNetv2_train 901 3d_fullres 0" in text
+    assert page.count('class="dot"') == len(comparison["rows"]) * len(comparison["cases"])
+
+
+def test_names_can_do_no_harm(comparison):
+    nasty = "<img src=x onerror=alert(1)></script>"
+    changed = json.loads(json.dumps(comparison).replace("patient_01", nasty).replace("large box", nasty))
+    page = render_html(changed)
+    _Checker(page)
+    assert nasty not in page
+    assert "<img src=x" not in page
+
+
+def test_a_page_without_images(comparison):
+    plain = copy.deepcopy(comparison)
+    plain["overlays"] = []
+    page = render_html(plain)
+    assert "data:image" not in page
+    _Checker(page)
+
+
+def test_the_report_of_a_training_that_still_runs(tree):
+    tree.add_pair("nnUNetTrainerDHC", epochs=3, validated=False)
+    report = build_report(collect_trainings(Selection("901", ["nnUNetTrainerDHC"]), unfinished=True), Options())
+    sentence = report["verdict"]["sentence"]
+    assert "fold 0 is at epoch 3 of 4, about 10 s left, not validated yet" in sentence
+    page = render_html(report)
+    _Checker(page)
+    assert "Class weights" in page
+    assert 'id="structures"' not in page
+
+
+def test_the_report_of_a_validated_training(tree):
+    tree.add_pair("nnUNetTrainerDHC")
+    report = build_report(collect_trainings(Selection("901", ["nnUNetTrainerDHC"]), unfinished=True), Options())
+    page = render_html(report)
+    _Checker(page)
+    assert report["verdict"]["sentence"].startswith("nnUNetTrainerDHC: mean Dice")
+    assert "rare_box: none predicted" in page
+    assert 'id="structures"' in page
+    assert 'id="differences"' not in page
+
+
+def test_the_report_of_a_stock_training(tree):
+    tree.add_stock()
+    collection = collect_trainings(Selection("901", ["nnUNetTrainer"]), unfinished=True)
+    report = build_report(collection, Options(images=False))
+    _Checker(render_html(report))
+
+
+def test_short_names():
+    assert short_name("nnUNetTrainer") == "nnUNetTrainer"
+    assert short_name("nnUNetTrainer_250epochs") == "nnUNetTrainer 250ep"
+    assert short_name("nnUNetTrainerDHC_1epoch · plansA") == "DHC 1ep · plansA"
+    assert short_name("my folder") == "my folder"
+
+
+def test_charts():
+    assert line_chart("empty", [0, 1], [Series("x", [None, None], "a")]) == ""
+    broken = line_chart("gap <&>", [0, 1, 2, 3], [Series("x", [1.0, None, 2.0, 3.0], "a")])
+    assert broken.count("<polyline") == 1  # and one point by itself
+    assert broken.count("<circle") == 1
+    assert "gap &lt;&amp;&gt;" in broken
+    assert nice_range(0.0, 0.97) == (0.0, 1.0)
+    low, high = nice_range(3.0, 3.0)
+    assert low < 3.0 < high
+    assert [tick(value) for value in (0, 0.5, 12345.0, 0.00012)] == ["0", "0.5", "1e+04", "1e-04"]

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs leave behind, whole or in part."""
+
+from __future__ import annotations
+
+from made_up import log_line, stock_log, write_json
+
+from nnunet_dhc.reporting.run_files import case_count, case_list, read_run
+from nnunet_dhc.reporting.training_curves import training_curves
+
+
+def test_a_stock_run(tmp_path):
+    (tmp_path / "training_log_2026_1_1_00_00_00.txt").write_text(stock_log(3))
+    write_json(tmp_path / "debug.json", {"num_iterations_per_epoch": "250", "num_epochs": "1000", "gpu_name": "a GPU"})
+    record = read_run(tmp_path)
+    facts = record.facts()
+    assert (facts["epochs"], facts["planned_epochs"], facts["steps"], facts["seconds"]) == (3, 1000, 750, 7.5)
+    assert facts["device"] == "a GPU"
+    assert facts["labeled_cases"] == 3
+    assert facts["parameters"] is None
+    assert record.epochs[0]["dice_mean"] == [0.5, 0.25, None]
+    assert record.epochs[0]["losses"] == {"train": -0.25, "validation": -0.5}
+
+
+def test_an_epoch_repeated_after_a_resume_counts_once(tmp_path):
+    (tmp_path / "training_log_2026_1_1_00_00_00.txt").write_text(stock_log(3))
+    (tmp_path / "training_log_2026_1_2_00_00_00.txt").write_text(stock_log(4))
+    assert read_run(tmp_path).facts()["seconds"] == 10.0
+
+
+def test_an_empty_folder(tmp_path):
+    record = read_run(tmp_path)
+    assert record.facts()["epochs"] is None
+    assert training_curves(record, "x", "0", 0) is None
+
+
+def test_a_log_that_is_being_written(tmp_path):
+    import json
+
+    (tmp_path / "dhc_log.jsonl").write_text(json.dumps(log_line(0)) + "\n" + json.dumps({"epoch": 1}) + '\n{"epoch": 2')
+    record = read_run(tmp_path)
+    assert record.epochs_done == 2
+    curves = training_curves(record, "x", "0", 0)
+    assert curves["epochs"] == [0, 1]
+    assert curves["agreement"] == [0.9, None]
+    assert curves["class_weights_b"][3] == [None, None]
+
+
+def test_long_logs_are_thinned_and_keep_their_end(tmp_path):
+    import json
+
+    (tmp_path / "dhc_log.jsonl").write_text("".join(json.dumps(log_line(epoch)) + "\n" for epoch in range(1000)))
+    curves = training_curves(read_run(tmp_path), "x", "0", 0)
+    assert len(curves["epochs"]) <= 102
+    assert curves["epochs"][-1] == 999
+    assert curves["counters"]["skipped_steps"] == 1
+
+
+def test_cases_however_they_are_listed():
+    assert case_list({"cases": {"labeled": ["b", "a"]}}, "labeled") == ["a", "b"]
+    assert case_list({"cases": {"labeled": {"count": 1, "identifiers": ["a"]}}}, "labeled") == ["a"]
+    assert case_count({"cases": {"unlabeled": 5}}, "unlabeled") == 5
+    assert case_count({"cases": {"num_unlabeled": 5}}, "unlabeled") == 5
+    assert case_count({}, "unlabeled") is None

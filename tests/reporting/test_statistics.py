@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intervals, tests, corrections and claims."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nnunet_dhc.reporting.statistics import (
+    Interval,
+    claim,
+    class_mean_interval,
+    frequency_groups,
+    holm,
+    mean_and_spread,
+    mean_intervals,
+    wilcoxon_p,
+)
+
+
+def test_holm_worked_by_hand():
+    # Sorted 0.01, 0.02, 0.04 times 3, 2, 1 = 0.03, 0.04, 0.04; None is no comparison.
+    assert holm([0.04, None, 0.01, 0.02]) == [pytest.approx(0.04), None, pytest.approx(0.03), pytest.approx(0.04)]
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+def test_wilcoxon_is_exact_for_few_cases():
+    # Six differences of one sign: 2 / 2**6.
+    assert wilcoxon_p(np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])) == pytest.approx(2 / 64)
+    assert wilcoxon_p(np.zeros(8)) == 1.0
+    assert wilcoxon_p(np.array([np.nan])) is None
+
+
+def test_five_cases_never_reach_significance():
+    # Why six cases are asked for: 2 / 2**5 > 0.05.
+    assert wilcoxon_p(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) > 0.05
+
+
+def test_interval_is_close_to_that_of_students_t():
+    values = np.random.default_rng(0).normal(3.0, 1.0, size=60)
+    found = mean_intervals([values])[0]
+    low, high = stats.t.interval(0.95, 59, values.mean(), stats.sem(values))
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(low, abs=0.06)
+    assert found.high == pytest.approx(high, abs=0.06)
+
+
+def test_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    columns = [rng.normal(0.0, 1.0, size=25) for _ in range(300)]
+    covered = np.mean([not found.excludes_zero for found in mean_intervals(columns)])
+    assert 0.89 < covered < 0.98  # 0.95 but for few cases and 300 repetitions
+
+
+def test_missing_values_are_left_out_column_by_column():
+    first, second = mean_intervals([np.array([1.0, 2.0, np.nan, 3.0]), np.array([np.nan] * 4)])
+    assert (first.mean, first.n) == (2.0, 3)
+    assert (second.mean, second.low, second.n) == (None, None, 0)
+
+
+def test_constant_and_single_values():
+    constant, single = mean_intervals([np.full(7, 2.0), np.array([2.0, *[np.nan] * 6])])
+    assert (constant.low, constant.high) == (2.0, 2.0)
+    assert (single.mean, single.low, single.high, single.n) == (2.0, None, None, 1)
+
+
+def test_class_means_are_averaged_over_classes_not_over_values():
+    # Class 1 has one value only: (mean(0, 0, 0) + 1) / 2, not 1 / 4.
+    matrix = np.array([[0.0, 1.0], [0.0, np.nan], [0.0, np.nan]])
+    assert class_mean_interval(matrix, [[0, 1]])[0].mean == pytest.approx(0.5)
+
+
+def test_the_same_numbers_give_the_same_interval():
+    values = np.random.default_rng(2).normal(size=20)
+    assert mean_intervals([values]) == mean_intervals([values])
+
+
+@pytest.mark.parametrize(("interval", "p", "up", "expected"), [
+    (Interval(0.1, 0.05, 0.15, 10), 0.01, True, "better"),
+    (Interval(0.1, 0.05, 0.15, 10), 0.01, False, "worse"),
+    (Interval(-0.1, -0.15, -0.05, 10), 0.01, False, "better"),
+    (Interval(0.1, -0.01, 0.15, 10), 0.001, True, "no claim"),
+    (Interval(0.1, 0.05, 0.15, 10), 0.2, True, "no claim"),
+    (Interval(0.1, 0.05, 0.15, 5), 0.001, True, "too few cases"),
+    (Interval(None, None, None, 8), None, True, "no claim"),
+])
+def test_claims(interval, p, up, expected):
+    assert claim(interval, p, up) == expected
+
+
+def test_frequency_groups_are_terciles_of_volume():
+    assert frequency_groups([50.0, 1.0, 1000.0, 2.0, 60.0, 900.0]) == [
+        "medium", "rare", "frequent", "rare", "medium", "frequent"]
+    assert frequency_groups([1.0, 2.0]) == ["all", "all"]
+
+
+def test_spread_needs_two():
+    assert mean_and_spread([0.5])["standard_deviation"] is None
+    assert mean_and_spread([0.0, 1.0, None]) == {"mean": 0.5, "standard_deviation": pytest.approx(0.5**0.5), "n": 2}
