@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: steps that resume, small plans, other people's data, and one whole run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunet_dhc.cli.main import main
+from nnunet_dhc.demo import pipeline
+from nnunet_dhc.demo.phantom_dataset import PhantomPlan
+from nnunet_dhc.demo.small_plans import write_small_plans
+from nnunet_dhc.demo.steps import Steps
+from nnunet_dhc.errors import UserError
+
+
+def _append(path: Path, text: str) -> None:
+    path.write_text((path.read_text() if path.exists() else "") + text)
+
+
+def _run(folder: Path, second: str = "b") -> str:
+    done = folder / "done.txt"
+    steps = Steps(folder, 3, os.environ)
+    steps.call("first", 1, lambda: _append(done, "a"))
+    steps.command("second", ["python", "-c", f"open({str(done)!r}, 'a').write('{second}')"])
+    steps.call("third", 3, lambda: _append(done, "c"))
+    return done.read_text()
+
+
+def test_finished_steps_are_skipped(tmp_path, capsys):
+    assert _run(tmp_path) == "abc"
+    assert _run(tmp_path) == "abc"
+    assert "[3/3] third: done before" in capsys.readouterr().out
+
+
+def test_changed_step_makes_later_ones_again(tmp_path):
+    _run(tmp_path)
+    assert _run(tmp_path, second="B") == "abcBc"
+
+
+def test_failed_command_names_its_log_and_runs_again(tmp_path):
+    steps = Steps(tmp_path, 1, os.environ)
+    flag = tmp_path / "flag"
+    command = ["python", "-c", f"import os; print('the reason'); assert os.path.exists({str(flag)!r})"]
+    with pytest.raises(UserError, match="failed .*01_python.log"):
+        steps.command("only", command)
+    flag.touch()
+    Steps(tmp_path, 1, os.environ).command("only", command)
+
+
+def test_resume_arguments_do_not_count_as_a_change(tmp_path):
+    target = tmp_path / "seen.txt"
+    command = ["python", "-c", f"import sys; open({str(target)!r}, 'a').write(str(sys.argv[1:]))"]
+    Steps(tmp_path, 1, os.environ).command("only", command)
+    Steps(tmp_path, 1, os.environ).command("only", command, resume=["--c"])
+    assert target.read_text() == "[]"
+
+
+def test_small_plans(tiny_dataset):
+    path = write_small_plans(tiny_dataset.preprocessed, "3d_fullres", (17, 99, 16), (4, 8), settings={"num_epochs": 3})
+    old, new = tiny_dataset.plans_content("nnUNetPlans"), json.loads(path.read_text())
+    plan = new["configurations"]["3d_fullres"]
+    assert new["plans_name"] == path.stem == "nnUNetPlansSmall"
+    assert new["nnunet_dhc"] == {"num_epochs": 3}
+    assert list(new["configurations"]) == ["3d_fullres"]
+    arguments = plan["architecture"]["arch_kwargs"]
+    assert arguments["n_stages"] == len(arguments["strides"]) == len(arguments["features_per_stage"]) == 2
+    median = old["configurations"]["3d_fullres"]["median_image_size_in_voxels"]
+    for size, largest, stride in zip(plan["patch_size"], median, arguments["strides"][1], strict=True):
+        assert size % stride == 0 and size <= largest + stride
+    # The preprocessed data are shared.
+    for key in ("data_identifier", "spacing", "normalization_schemes"):
+        assert plan[key] == old["configurations"]["3d_fullres"][key]
+    with pytest.raises(UserError, match="run nnUNetv2_plan_and_preprocess"):
+        write_small_plans(tiny_dataset.preprocessed, "3d_fullres", (16,) * 3, (4, 8), plans_identifier="nobody")
+    with pytest.raises(UserError, match="no plan of its own"):
+        write_small_plans(tiny_dataset.preprocessed, "3d_lowres", (16,) * 3, (4, 8))
+
+
+def test_training_seconds_counts_each_epoch_once(tmp_path):
+    line = "2026-01-01 00:00:00.000000: "
+    (tmp_path / "training_log_1.txt").write_text(f"{line}Epoch 0 \n{line}Epoch time: 10.0 s\n{line}Epoch 1 \n"
+                                                 f"{line}Epoch time: 4.0 s\n{line}Epoch 2 \n")
+    (tmp_path / "training_log_2.txt").write_text(f"{line}Epoch 1\n{line}Epoch time: 5.5 s\n")
+    assert pipeline.training_seconds(tmp_path) == 15.5
+    with pytest.raises(UserError, match="no finished epoch"):
+        pipeline.training_seconds(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--data", "nowhere"], "must be named like Dataset123_Name"),
+    (["--data", "Dataset123_Gone"], "no dataset.json"),
+    (["--epochs", "0"], "positive numbers"),
+])
+def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "-device", "cpu", *options]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_data_without_unlabeled_scans(tmp_path, capsys):
+    source = tmp_path / "Dataset123_Mine"
+    source.mkdir()
+    (source / "dataset.json").write_text("{}")
+    (source / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
+    assert main(["demo", "-device", "cpu", "-o", str(tmp_path / "out"), "--data", str(source)]) == 2
+    assert "no unlabeled scans" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_data_are_linked_and_their_split_is_used(tmp_path):
+    source = tmp_path / "Dataset123_Mine"
+    (source / "imagesTr").mkdir(parents=True)
+    (source / "dataset.json").write_text("{}")
+    split = tmp_path / "split.json"
+    split.write_text('[{"train": ["a"], "val": ["b"], "unlabeled": ["c"]}]')
+    dataset = pipeline._Dataset(pipeline.DemoOptions(data=source, split=split), tmp_path / "out")
+    dataset.make(Steps(tmp_path, 1, os.environ))
+    assert not dataset.has_test_labels
+    assert (dataset.raw / "imagesTr").resolve() == (source / "imagesTr").resolve()
+    assert (dataset.preprocessed / "splits_final.json").read_text() == split.read_text()
+    assert not (source / "splits_final.json").exists()
+
+
+@pytest.mark.slow
+def test_whole_demo_and_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "PhantomPlan", lambda: PhantomPlan(2, 1, 1, 1))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    command = ["demo", "-o", str(tmp_path / "demo"), "--epochs", "2", "--iterations", "1", "--patch", "8", "16", "16",
+               "--features", "4", "8", "-device", "cpu", "-np", "1"]
+    assert main(command) == 0
+    report = tmp_path / "demo" / "comparison" / "comparison.html"
+    assert report.is_file()
+    printed = capsys.readouterr().out
+    assert f"Report: {report}" in printed
+    results = tmp_path / "demo" / "results" / "Dataset901_AbdomenPhantom"
+    checkpoints = list(results.glob("*/fold_0/checkpoint_final.pth"))
+    assert len(checkpoints) == 2
+    before = [path.stat().st_mtime_ns for path in checkpoints]
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("done before") == 7
+    assert [path.stat().st_mtime_ns for path in checkpoints] == before
