@@ -8,8 +8,9 @@ Pages: docs/reference/cli.md, methods.md and settings.md. Parts (between ``<!-- 
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
-import os
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -25,16 +26,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is not up to date")
     args = parser.parse_args()
-    stale = [path for path, text in rendered().items() if not path.is_file() or path.read_text() != text]
-    if args.check:
-        for path in stale:
-            print(f"not up to date: {path.relative_to(ROOT)}")
-        return int(bool(stale))
+    pages = rendered()
+    stale = [path for path, text in pages.items() if not path.is_file() or path.read_text() != text]
     for path in stale:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(rendered()[path])
-        print(f"wrote {path.relative_to(ROOT)}")
-    return 0
+        print(f"{'not up to date' if args.check else 'writing'}: {path.relative_to(ROOT)}")
+        if not args.check:
+            path.write_text(pages[path])
+    return int(args.check and bool(stale))
 
 
 def rendered() -> dict[Path, str]:
@@ -71,8 +69,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def code(value: Any) -> str:
     """A value as it is written in the plans (JSON), in code style."""
-    import json
-
     return f"`{json.dumps(value)}`"
 
 
@@ -131,9 +127,8 @@ def settings_page() -> str:
             if p.name not in ("self", "num_classes", "mode")
         ]
         file = Path(inspect.getfile(cls)).name
-        weightings.append((
-            f"`{name}`", f"`core/{file}:{cls.__name__}`", cls.reads.replace("_", " "), ", ".join(options) or "none"
-        ))
+        reads, listed = cls.reads.replace("_", " "), ", ".join(options) or "none"
+        weightings.append((f"`{name}`", f"`core/{file}:{cls.__name__}`", reads, listed))
     parts = [
         NOTICE,
         "# Settings",
@@ -210,30 +205,25 @@ def cli_page() -> str:
     """Every verb with its options."""
     from nnunet_dhc.cli.main import build_parser
 
-    os.environ["COLUMNS"] = "10000"  # argparse breaks its usage lines at the terminal's width
-    parser = build_parser()
-    verbs = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    helps = {a.dest: a.help for a in next(
-        a for a in parser._actions if isinstance(a, argparse._SubParsersAction))._choices_actions}
+    action = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    verbs: dict[str, argparse.ArgumentParser] = action.choices
+    helps = {choice.dest: str(choice.help) for choice in action._choices_actions}
     parts = [
         NOTICE,
         "# Command line",
         "`nnunet_dhc <verb>`. Options are spelled as nnU-Net spells its own. Errors are one line on standard error "
         "with exit code 2; `--debug` adds the traceback. Ctrl-C ends with exit code 130 and keeps what was finished.",
-        table(("Verb", "What it does"), [(f"[`{v}`](#nnunet_dhc-{v})", str(helps[v])) for v in verbs]),
+        table(("Verb", "What it does"), [(f"[`{v}`](#nnunet_dhc-{v})", helps[v]) for v in verbs]),
     ]
     for verb, sub in verbs.items():
         parts.append(f"## nnunet_dhc {verb}")
-        description = str(helps[verb])
-        parts.append(description[0].upper() + description[1:].rstrip(".") + ".")
+        parts.append(helps[verb].rstrip(".") + ".")
         if not sub.add_help:
             parts.append(f"```text\nusage: nnunet_dhc {verb} [arguments of nnU-Net's command]\n```")
             continue
-        usage = re.sub(r"\s+", " ", sub.format_usage()).strip()
-        parts.append(f"```text\n{usage}\n```")
-        parts.append(table(("Option", "Default", "Meaning"), [
-            _option(action) for action in sub._actions if not isinstance(action, argparse._HelpAction)
-        ]))
+        sub.formatter_class = functools.partial(argparse.HelpFormatter, width=10_000)  # a usage is one line
+        options = [_option(a) for a in sub._actions if not isinstance(a, argparse._HelpAction)]
+        parts += [f"```text\n{sub.format_usage().strip()}\n```", table(("Option", "Default", "Meaning"), options)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
