@@ -220,6 +220,7 @@ class PairTrainer(nnUNetTrainer):
         super().on_train_epoch_start()
         self.loss_weight, self.unlabeled_rate = self._schedule(self.current_epoch)
         self.statistics = TrainingStatistics(self.objective.labels.num_classes)
+        self._shares_due = True
         self.timer.read()
         self.dataloader_train.waited_s = 0.0
         self._choose_streams(0)
@@ -267,7 +268,8 @@ class PairTrainer(nnUNetTrainer):
             non_finite = sum_across_ranks(non_finite.float()) > 0
         for weighting, state in zip(self._weightings.values(), before, strict=True):
             weighting.revert_where(non_finite, state)
-        if unsupervised and np.isnan(self.statistics.gradient_share):
+        measures_shares = unsupervised and self._shares_due  # the same on all ranks: the measurement reduces over them
+        if measures_shares:
             self.statistics.gradient_share, self.statistics.unlabeled_gradient_share = gradient_shares(
                 terms, loss_weight, outputs_a[0], outputs_b[0], len(targets[0])
             )
@@ -293,6 +295,8 @@ class PairTrainer(nnUNetTrainer):
             .numpy()
         )
         finite = values[7] == 0
+        if measures_shares:
+            self._shares_due = not finite
         self.statistics.add(
             values[:5].astype(np.float64),
             values[5],
