@@ -6,10 +6,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import Any, NamedTuple
 
 IMAGES_UN = "imagesUn"
 # In place of a size.
@@ -20,8 +19,7 @@ _JUNK = {"thumbs.db", "desktop.ini"}
 Source = tuple[str, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class RawCase:
+class RawCase(NamedTuple):
     """One scan on disk, not yet opened. ``problem`` says what its files alone show to be wrong."""
 
     identifier: str

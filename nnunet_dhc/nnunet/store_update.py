@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 from nnunet_dhc.errors import UserError
@@ -45,9 +44,10 @@ class StoreUpdate:
         self.say = say
         self.notes: list[str] = []
 
-    def stale_cases(self, store: UnlabeledStore, cases: Mapping[str, RawCase]) -> dict[str, str]:
-        """Why each case has to be worked on, by identifier."""
-        complete = store.complete_cases(cases)
+    def stale_cases(
+        self, store: UnlabeledStore, cases: Mapping[str, RawCase], complete: Container[str]
+    ) -> dict[str, str]:
+        """Why each case has to be worked on, by identifier; ``complete`` are those whose files are there."""
         stale = {}
         for identifier, case in cases.items():
             entry = store.entries.get(identifier)
@@ -72,7 +72,7 @@ class StoreUpdate:
         skip_bad: bool,
     ) -> None:
         """Preprocess stale cases and hash labeled ones; the caller holds the folder's lock."""
-        stale = self.stale_cases(store, cases)
+        stale = self.stale_cases(store, cases, store.complete_cases(cases))
         bad = {identifier: cases[identifier].problem for identifier in stale if cases[identifier].problem is not None}
         known = self._known_images(store, [identifier for identifier, why in stale.items() if why == CHANGED])
         to_preprocess = [
@@ -130,7 +130,7 @@ class StoreUpdate:
                 unchanged += 1
                 known = store.entries[result.identifier]
                 case = cases[result.identifier]
-                store.append([replace(known, sources=case.sources, origin=case.origin)])
+                store.append([known._replace(sources=case.sources, origin=case.origin)])
             else:
                 store.add_ready(self._entry(cases[result.identifier], result), result.written)
 

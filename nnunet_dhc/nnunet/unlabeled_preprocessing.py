@@ -102,7 +102,8 @@ def bring_store_up_to_date(
     wanted.add_from_store(store, folds)
     if not wanted.identifiers:
         raise no_unlabeled_case(images_un, preprocessed_dataset_folder_base)
-    stale = update.stale_cases(store, wanted.cases)
+    complete = store.complete_cases(wanted.identifiers)
+    stale = update.stale_cases(store, wanted.cases, complete)
     if not stale and hashes.missing(labeled) and not os.access(folder, os.W_OK):
         update.hash_only(hashes, labeled)
     elif stale or hashes.missing(labeled):
@@ -110,7 +111,8 @@ def bring_store_up_to_date(
             store.read()
             hashes = LabeledHashes(folder)
             update.run(store, wanted.cases, hashes, labeled, skip_bad)
-    return _pool(store, update, wanted, folds, hashes, labeled, raw)
+            complete = store.complete_cases(wanted.identifiers)
+    return _pool(store, complete, update, wanted, folds, hashes, labeled, raw)
 
 
 @dataclass
@@ -130,11 +132,12 @@ class WantedCases:
 
     def add_from_store(self, store: UnlabeledStore, folds: Sequence[FoldCases]) -> None:
         """Where ``imagesUn`` is gone, what was preprocessed from it stands in for it."""
-        kept = {
+        in_store = {
             entry.identifier
             for entry in store.entries.values()
-            if entry.origin == IMAGES_UN and entry.status == READY and entry.identifier not in self.identifiers
+            if entry.origin == IMAGES_UN and entry.status == READY
         }
+        kept = in_store - self.identifiers
         if not self.images_un_is_gone:
             if kept:
                 self.notes.append(
@@ -199,6 +202,7 @@ def no_unlabeled_case(images_un: str, preprocessed_dataset_folder_base: str | Pa
 
 def _pool(
     store: UnlabeledStore,
+    complete: set[str],
     update: StoreUpdate,
     wanted: WantedCases,
     folds: Sequence[FoldCases],
@@ -206,7 +210,6 @@ def _pool(
     labeled: dict[str, RawCase],
     raw: Path | None,
 ) -> UnlabeledPool:
-    complete = store.complete_cases(wanted.identifiers)
     excluded: dict[str, str] = {}
     ready: list[str] = []
     unusable: list[str] = []

@@ -14,9 +14,8 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from nnunet_dhc.errors import UserError
@@ -34,8 +33,7 @@ _PLAIN_NAME = re.compile(r"\w[\w.\-]{0,49}")
 _UNSAFE = frozenset('/\\:*?"<>|%')
 
 
-@dataclass(frozen=True, slots=True)
-class StoreEntry:
+class StoreEntry(NamedTuple):
     """One manifest line."""
 
     identifier: str
@@ -70,21 +68,21 @@ class UnlabeledStore:
         self.entries = {}
         self._needs_newline = False
         try:
-            file = open(self.manifest_path, "rb")
+            file = open(self.manifest_path, encoding="ascii", errors="replace", newline="\n")
         except FileNotFoundError:
             return
         except OSError as error:
             raise UserError(f"{self.manifest_path} can't be read ({error.strerror}).") from error
         with file:
             for line in file:
-                self._needs_newline = not line.endswith(b"\n")
+                self._needs_newline = not line.endswith("\n")
                 entry = _parse(line)
                 if entry is not None:
                     self.entries[entry.identifier] = entry
 
     def append(self, entries: Iterable[StoreEntry]) -> None:
         """Add lines and wait until they are on the disk."""
-        lines = [json.dumps(asdict(entry), ensure_ascii=True) + "\n" for entry in entries]
+        lines = [json.dumps(entry._asdict(), ensure_ascii=True) + "\n" for entry in entries]
         if not lines:
             return
         text = ("\n" if self._needs_newline else "") + "".join(lines)
@@ -99,7 +97,7 @@ class UnlabeledStore:
                 raise
         self._needs_newline = False
         for line in lines:
-            entry = _parse(line.encode())
+            entry = _parse(line)
             if entry is not None:
                 self.entries[entry.identifier] = entry
 
@@ -193,7 +191,7 @@ def store_folder(preprocessed_dataset_folder_base: str | Path, data_identifier: 
     return Path(preprocessed_dataset_folder_base) / f"{data_identifier}_unlabeled"
 
 
-def _parse(line: bytes) -> StoreEntry | None:
+def _parse(line: str) -> StoreEntry | None:
     try:
         fields = json.loads(line)
         fields["sources"] = tuple((name, size, changed) for name, size, changed in fields["sources"])
