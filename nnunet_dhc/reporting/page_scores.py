@@ -15,6 +15,7 @@ from nnunet_dhc.reporting.table_cells import (
     p_text,
     scopes,
     score_of,
+    scored_cell,
 )
 
 _MARKS = {"better": "▲", "worse": "▼"}
@@ -69,16 +70,25 @@ def summary_table(comparison: dict[str, Any]) -> dict[str, Any]:
         cells = []
         for metric in comparison["protocol"]["metrics"]:
             found = score_of(row, metric, "overall")
+            partly = not metric["higher_is_better"] and has_gaps(comparison, metric)
             cells.append({"value": number(found["mean"], metric), "note": interval_cell(found, metric),
+                          "more": scored_cell(comparison, row, metric) + " scored" if partly else "",
                           "best": comparison["winners"][metric["key"]].get("overall") == row["name"]})
         for group in groups:
-            cells.append({"value": number(score_of(row, primary, group["key"])["mean"], primary), "note": "",
+            mean = score_of(row, primary, group["key"])["mean"]
+            cells.append({"value": number(mean, primary), "note": "", "more": "",
                           "best": comparison["winners"][primary["key"]].get(group["key"]) == row["name"]})
         for flag in ("missed", "spurious"):
-            cells.append({"value": f"{sum(row[flag].values()):g}", "note": "", "best": False})
+            cells.append({"value": f"{sum(row[flag].values()):g}", "note": "", "more": "", "best": False})
         lines.append({"row": row, "cells": cells, "spread": _spread(row, primary)})
     return {"heading": [*heading, *(f"{primary['label']} {group['label']}" for group in groups), "missed", "spurious"],
             "lines": lines}
+
+
+def has_gaps(comparison: dict[str, Any], metric: dict[str, Any]) -> bool:
+    """Whether a row has structures without a value: its mean then rests on fewer than that of the first metric."""
+    first = comparison["protocol"]["metrics"][0]["key"]
+    return any(row["scores"][metric["key"]]["scored"] < row["scores"][first]["scored"] for row in comparison["rows"])
 
 
 def class_cards(comparison: dict[str, Any]) -> list[dict[str, Any]]:

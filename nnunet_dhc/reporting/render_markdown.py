@@ -15,6 +15,7 @@ from nnunet_dhc.reporting.table_cells import (
     p_text,
     scopes,
     score_of,
+    scored_cell,
 )
 
 
@@ -33,7 +34,9 @@ def render_markdown(comparison: dict[str, Any]) -> str:
         parts += _table(["structure", "cases", *names], [
             [scope["label"], str(scope["n"]), *(
                 _score(row, described, scope["key"], comparison["winners"][metric["key"]].get(scope["key"]))
-                for row in rows)] for scope in scopes(comparison)])
+                for row in rows)] for scope in scopes(comparison)] + (
+            [] if metric["higher_is_better"] else
+            [["scored structures", "", *(scored_cell(comparison, row, described) for row in rows)]]))
         for entry in comparison["differences"]:
             parts += ["", f"### {entry['row']} minus {entry['against']}", ""]
             lines = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnunet_dhc.reporting.page_scores import short_name
-from nnunet_dhc.reporting.table_cells import cost_cells, metric_of, scopes, score_cell
+from nnunet_dhc.reporting.table_cells import cost_cells, metric_of, scopes, score_cell, scored_cell
 
 _BOLD, _PLAIN = "\033[1m", "\033[0m"
 
@@ -29,6 +29,9 @@ def render_text(comparison: dict[str, Any], color: bool = False) -> str:
                           *(score_cell(row, metric_of(comparison, metric["key"]), scope["key"]) for row in rows)])
             winner = comparison["winners"][metric["key"]].get(scope["key"])
             bold.append([False, False, *(row["name"] == winner for row in rows)])
+        if not metric["higher_is_better"]:
+            table.append(["scored structures", "", *(scored_cell(comparison, row, metric) for row in rows)])
+            bold.append([False] * len(table[0]))
         lines += ["", *_aligned(table, bold if color else None)]
     found = [["missed / spurious structures", *_short_names(rows)],
              ["all", *(f"{sum(row['missed'].values()):g} / {sum(row['spurious'].values()):g}" for row in rows)]]

@@ -62,6 +62,7 @@ class RunRecord:
             "recipe": manifest.get("recipe"),
             "command": manifest.get("command"),
             "versions": manifest.get("versions") or _versions(debug),
+            "warnings": [str(text) for text in manifest.get("warnings") or []],
             "finished": self.finished,
         }
 
