@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.compile and DDP around the pair, as nnU-Net puts them, while its output is switched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_dhc.nnunet.cotrained_pair import CoTrainedPair, unwrapped
+
+
+def make_pair() -> CoTrainedPair:
+    torch.manual_seed(0)
+    networks = [
+        PlainConvUNet(
+            1, 3, (4, 4, 4), nn.Conv3d, 3, ((1, 1, 1), (2, 2, 2), (2, 2, 2)), 1, 3, 1, True, nn.InstanceNorm3d,
+            {"affine": True}, None, None, nn.LeakyReLU, {"inplace": True}, deep_supervision=True,
+        )
+        for _ in range(2)
+    ]
+    return CoTrainedPair(*networks)
+
+
+@pytest.fixture
+def graphs():
+    """Graphs that were compiled, and a backend that runs them as they are."""
+    compiled = []
+
+    def backend(graph, example_inputs):
+        compiled.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    yield compiled, backend
+    torch._dynamo.reset()
+
+
+def set_deep_supervision(pair: CoTrainedPair, enabled: bool) -> None:
+    for network in pair.sub_networks:
+        network.decoder.deep_supervision = enabled
+
+
+def flat(output) -> list[torch.Tensor]:
+    return [tensor for item in output for tensor in flat(item)] if isinstance(output, (list, tuple)) else [output]
+
+
+def one_epoch(network: nn.Module) -> list[torch.Tensor]:
+    """What an epoch and the final validation ask of the pair; outputs and gradients in order."""
+    pair, seen = unwrapped(network), []
+    images = torch.randn(4, 1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    for batch in (images, images[:2], images):  # steps without unlabeled patches have half the batch
+        network.train()
+        with pair.giving("both"):
+            output = flat(network(batch))
+        pair.zero_grad()
+        sum((tensor**2).mean() for tensor in output).backward()
+        seen += [*output, *(parameter.grad for parameter in pair.parameters())]
+    network.eval()
+    with torch.no_grad(), pair.giving("both"):
+        seen += flat(network(images[:2]))
+    set_deep_supervision(pair, False)
+    with torch.inference_mode():
+        for image in images:
+            seen += flat(network(image[None]))
+        for output in ("a", "b", "mean"):
+            with pair.giving(output):
+                seen += flat(network(images[:1]))
+    set_deep_supervision(pair, True)
+    return [tensor.detach().clone() for tensor in seen]
+
+
+def test_compiled_pair_follows_the_switch(graphs):
+    compiled, backend = graphs
+    expected = one_epoch(make_pair())
+    network = torch.compile(make_pair(), backend=backend)
+    for actual, wanted in zip(one_epoch(network), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-6)
+    after_one_epoch = len(compiled)
+    assert after_one_epoch <= torch._dynamo.config.recompile_limit
+    one_epoch(network)
+    assert len(compiled) == after_one_epoch  # a second epoch compiles nothing
+
+
+@pytest.mark.slow
+def test_compiled_pair_in_ddp(graphs, tmp_path):
+    _, backend = graphs
+    expected = one_epoch(make_pair())
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        network = DistributedDataParallel(torch.compile(make_pair(), backend=backend))
+        assert isinstance(unwrapped(network), CoTrainedPair)
+        for actual, wanted in zip(one_epoch(network), expected, strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-6)
+    finally:
+        dist.destroy_process_group()
