@@ -47,6 +47,8 @@
     const [low, high] = limits(all);
     const place = (value) => `${100 * (value - low) / (high - low)}%`;
     const digits = data.metrics[+metricChoice.value].digits;
+    const named = data.metrics[+metricChoice.value].unit;
+    const unit = named === "%" && differenceChoice && differenceChoice.checked ? "points" : named;
     fields.forEach((field, row) => {
       const known = all[row].filter((value) => value !== null);
       field.querySelectorAll(".dot").forEach((dot) => {
@@ -66,7 +68,7 @@
       setEntry(field);
     });
     document.getElementById("axis-low").textContent = Number(low.toPrecision(3)).toString().replace("-", minus);
-    document.getElementById("axis-high").textContent = `${Number(high.toPrecision(3))} ${data.metrics[+metricChoice.value].unit}`;
+    document.getElementById("axis-high").textContent = `${Number(high.toPrecision(3))} ${unit}`;
   };
 
   const ordered = (field) => [...field.querySelectorAll(".dot:not([hidden])")]
