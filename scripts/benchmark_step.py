@@ -17,6 +17,8 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter, process_time
@@ -32,17 +34,23 @@ def main() -> None:
     os.environ["nnUNet_compile"] = "true" if args.compile else "false"
     if args.peak_of:
         return print(json.dumps(peak_memory(args, args.peak_of)))
-    results = [{"environment": environment(args)}]
+    results = []
+    for result in measure(args):
+        results.append(result)
+        print(json.dumps(result), flush=True)
+    print(table(results))
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """All results, each as soon as it is known."""
+    yield {"environment": environment(args)}
     with tempfile.TemporaryDirectory() as folder:
         for loaders in args.loaders:
-            results += time_steps(args, Path(folder), loaders)
+            yield from time_steps(args, Path(folder), loaders)
         if not args.no_parts:
-            results += time_parts(args, Path(folder))
+            yield from time_parts(args, Path(folder))
     if not args.no_memory:
-        results += compare_peaks(args)
-    for result in results:
-        print(json.dumps(result))
-    print(table(results))
+        yield from compare_peaks(args)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -85,7 +93,8 @@ def build(args: argparse.Namespace, folder: Path, mode: str, loaders: str = "syn
             write_preprocessed_cases(folder, shape)
     torch.manual_seed(0)
     name = "nnUNetTrainer" if mode == "stock" else args.tr
-    trainer = make_trainer(name, shape, torch.device(args.device), settings, unlabeled)
+    with redirect_stdout(sys.stderr):  # nnU-Net's greetings
+        trainer = make_trainer(name, shape, torch.device(args.device), settings, unlabeled)
     if args.device == "cuda" and not args.amp:
         switch_amp_off(trainer)
     return trainer
@@ -144,7 +153,7 @@ def time_steps(args: argparse.Namespace, folder: Path, loaders: str) -> list[dic
         finish(trainer)
     results = []
     for mode in modes:
-        wall, processor = zip(*seconds[mode], strict=True)
+        wall = [step[0] for step in seconds[mode]]
         result = {"what": "step", "mode": mode, "loaders": loaders, "seconds": median(wall), "spread": spread(wall)}
         result["waiting_for_data"] = waited[mode] / sum(wall)
         for other in modes[: modes.index(mode)]:

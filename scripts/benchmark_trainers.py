@@ -109,7 +109,7 @@ def make_label_map(size: tuple[int, ...], classes: int, seed: int) -> torch.Tens
 
 def write_preprocessed_cases(root: Path, shape: Shape) -> Path:
     """Labeled cases as nnU-Net preprocesses them, and unlabeled ones beside them; the folder of the latter."""
-    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, comp_blosc2_params
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
     base = root / "preprocessed" / DATASET
     labeled, unlabeled = base / "benchmark_3d", base / "benchmark_3d_unlabeled"
