@@ -77,6 +77,11 @@ def check_comparable(rows: list[Row], allow_different: bool) -> list[str]:
         if not allow_different:
             raise UserError(f"{problem} Compare what is alike, or say --allow-different to compare all the same.")
         notes.append(f"Allowed difference: {problem}")
+    seen = [row.name for row in rows
+            if any(run.fold == "all" or set(run.labeled or ()) & set(run.predictions) for run in row.runs)]
+    if seen:
+        notes.append(f"{_listed(seen)} had validation cases among the labeled training cases (as fold all has): these "
+                     "scores say nothing about new scans.")
     unknown = [row.name for row in rows if row.trainer and any(run.labeled is None for run in row.runs)]
     if unknown:
         notes.append(f"Nothing tells which labeled cases {_listed(unknown)} had: they could not be checked.")

@@ -111,3 +111,9 @@ def remove(folder):
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     folder.rmdir()
+
+
+def test_scores_on_training_cases_are_pointed_out(tree):
+    tree.add_pair("nnUNetTrainerDHC", labeled=[*tree.labeled, "patient_00"])
+    notes = collect_trainings(Selection("901", ["nnUNetTrainerDHC"])).notes
+    assert any("among the labeled training cases" in note for note in notes)

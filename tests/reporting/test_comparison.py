@@ -202,3 +202,23 @@ def test_every_metric_says_what_it_is():
 
 def _build(tree, *trainers, folds=None):
     return build_comparison(collect_trainings(Selection("901", list(trainers), folds=folds)), Options(images=False))
+
+
+def test_2d_color_pictures(tmp_path):
+    """Natural images in nnU-Net: one slice, three channels, no millimeters."""
+    from PIL import Image
+
+    djfile = write_json(tmp_path / "dataset.json", dataset_json(file_ending=".png"))
+    for folder, shift in (("reference", 0), ("one", 1), ("two", 2)):
+        (tmp_path / folder).mkdir()
+        for case in ("a", "b"):
+            Image.fromarray(boxes(shift)[2]).save(tmp_path / folder / f"{case}.png")
+    (tmp_path / "images").mkdir()
+    for case in ("a", "b"):
+        Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "images" / f"{case}_0000.png")
+    collection = collect_folders([("one", tmp_path / "one"), ("two", tmp_path / "two")], tmp_path / "reference", djfile,
+                                 tmp_path / "images")
+    found = build_comparison(collection, Options())
+    # 6 x 6 pixels, 5 of 6 columns in common.
+    assert found["rows"][0]["scores"]["dice"]["structures"]["1"]["mean"] == pytest.approx(5 / 6)
+    assert [plane["plane"] for plane in found["overlays"][0]["planes"]] == ["slice"]

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a ranking: JSON first, then a table, CSV, Markdown and a self-contained page. Nothing is computed here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from nnunet_dhc import __version__
+from nnunet_dhc.reporting.charts import nice_range, tick
+from nnunet_dhc.reporting.compare import DISCLAIMER, FORMAT_VERSION, anonymised
+from nnunet_dhc.reporting.output import json_ready
+from nnunet_dhc.reporting.rank_pictures import add_rank_pictures
+
+_DASH = "\u2013"
+_NOTES = (
+    "Disagreement of a structure: 1 - Dice of the hard predictions of A and B. Entropy: of the mean of both softmax "
+    "outputs, over the voxels where A or B predicts the structure, over ln k. Score: the mean over structures of the "
+    "mean of both, so that small structures count like large ones.",
+    "A structure that neither A nor B finds in a scan counts there with its mean over the other scans; one that both "
+    "miss in every scan counts nowhere. What both miss alike is invisible to this score.",
+    "Order: each next scan has the largest (1 - diversity) x score + diversity x distance to the scans before it, in "
+    "the space of volumes, disagreements and entropies of the structures.",
+    "A score is no promise. The honest comparator is a random choice among scans that contain the structures "
+    "(foreground-aware random): published comparisons of query methods in 3D segmentation often don't beat it "
+    "reliably. Check on labeled data of yours before you trust the order (scripts/benchmark_rank.py).",
+)
+
+
+def finish_ranking(ranking: dict[str, Any], folder: Path, images: bool = True, anonymise: bool = False
+                   ) -> dict[str, Any]:
+    """Add what every page starts with, the notes, and the pictures; drop what only ranking needs."""
+    finished: dict[str, Any] = {
+        "format": {"name": "nnunet_dhc rank", "version": FORMAT_VERSION}, "kind": "rank",
+        "made": {"nnunet_dhc": __version__, "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")},
+        "disclaimer": DISCLAIMER, "dataset": {"name": ranking["model"]["dataset"]},
+        **ranking, "notes": [*ranking.get("notes", ()), *_NOTES], "overlays": [],
+    }
+    never = [item["name"] for item in ranking["structures"] if item["found_in"] == 0]
+    if never:
+        finished["notes"].insert(0, f"Neither A nor B finds {', '.join(never)} in any scan, so these count nowhere: "
+                                    "random scans, or scans known to contain them, are the better choice there.")
+    if images:
+        add_rank_pictures(finished, folder)
+    finished["ranking"] = [{key: value for key, value in line.items() if key not in ("planes", "picture_file")}
+                           for line in finished["ranking"]]
+    finished["verdict"] = {"sentence": _sentence(finished)}
+    if not anonymise:
+        return finished
+    finished["left_out"] = [{"case": f"scan {number}", "reason": "left out"}
+                            for number, _ in enumerate(finished["left_out"], 1)]
+    finished["source"] = "unlabeled scans"
+    return anonymised(finished)
+
+
+def write_ranking(ranking: dict[str, Any], folder: Path, name: str = "rank") -> list[Path]:
+    """``<name>.json`` first, then ``.csv``, ``.md`` and ``.html``; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ranking = json_ready(ranking)
+    return [
+        _write(folder / f"{name}.json", json.dumps(ranking, indent=1, allow_nan=False) + "\n"),
+        _write(folder / f"{name}.csv", render_rank_csv(ranking)),
+        _write(folder / f"{name}.md", render_rank_markdown(ranking)),
+        _write(folder / f"{name}.html", render_rank_html(ranking)),
+    ]
+
+
+def render_rank_text(ranking: dict[str, Any]) -> str:
+    """The scans to label next as a table on a terminal."""
+    heading, lines = _table(ranking, [line for line in ranking["ranking"] if line["chosen"]])
+    table = [heading, *lines]
+    widths = [max(len(row[column]) for row in table) for column in range(len(heading))]
+    aligned = ["  ".join(cell.ljust(width) if column == 1 else cell.rjust(width)
+                         for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+               for row in table]
+    more = len(ranking["ranking"]) - len(lines)
+    after = [f"... and {more} more in rank.csv"] if more else []
+    left_out = [f"Left out: {item['case']} {item['reason']}" for item in ranking["left_out"][:5]]
+    return "\n".join([ranking["verdict"]["sentence"], "", *aligned, *after, *left_out, "", ranking["notes"][-1],
+                      ranking["disclaimer"]]) + "\n"
+
+
+def render_rank_csv(ranking: dict[str, Any]) -> str:
+    """Every scan with every number."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    keys = [item["key"] for item in ranking["structures"]]
+    names = [item["name"] for item in ranking["structures"]]
+    columns = ("disagreement", "entropy", "value", "volume_ml")
+    plain = ("rank", "case", "chosen", "score", "rank_by_score", "novelty", "disagreement", "entropy")
+    writer.writerow([*plain, *(f"{name} {column}" for name in names for column in columns)])
+    for line in ranking["ranking"]:
+        writer.writerow([*(_plain(line[key]) for key in plain),
+                         *(_plain(line["structures"][key][column]) for key in keys for column in columns)])
+    return buffer.getvalue()
+
+
+def render_rank_markdown(ranking: dict[str, Any]) -> str:
+    """Verdict, order, structures and notes."""
+    heading, lines = _table(ranking, ranking["ranking"])
+    parts = [f"# Which scan to label next: {ranking['dataset']['name']}", "", f"**{ranking['verdict']['sentence']}**",
+             "", *_markdown_table(heading, lines), "", "## Structures", "",
+             *_markdown_table(["structure", "found in", "disagreement, %", "entropy, %"], _structure_lines(ranking))]
+    if ranking["left_out"]:
+        parts += ["", "## Left out", "", *(f"- {item['case']}: {item['reason']}" for item in ranking["left_out"])]
+    parts += ["", "## Rules", "", *(f"- {note}" for note in ranking["notes"]), "",
+              f"_{ranking['disclaimer']} Made with nnunet_dhc {ranking['made']['nnunet_dhc']} on "
+              f"{ranking['made']['date']}._"]
+    return "\n".join(parts) + "\n"
+
+
+def render_rank_html(ranking: dict[str, Any]) -> str:
+    """The page of a ranking."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    templates = Path(__file__).parent / "templates"
+    environment = Environment(loader=FileSystemLoader(templates), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    highest = max((line["score"] for line in ranking["ranking"]), default=0.0) or 1.0
+    heading, lines = _table(ranking, ranking["ranking"])
+    rows = [{"cells": cells, "chosen": line["chosen"], "width": round(100 * line["score"] / highest, 1),
+             "why": _why(line, ranking)} for line, cells in zip(ranking["ranking"], lines, strict=True)]
+    return environment.get_template("rank.html.j2").render(
+        c=ranking, rows=rows, heading=heading, structure_lines=_structure_lines(ranking), tiles=_tiles(ranking),
+        scatter=Markup(_scatter(ranking)),
+        style=Markup((templates / "style.css").read_text(encoding="utf-8")),
+        script=Markup((templates / "script.js").read_text(encoding="utf-8")),
+    )
+
+
+def _sentence(ranking: dict[str, Any]) -> str:
+    chosen = [line["case"] for line in ranking["ranking"] if line["chosen"]]
+    shown = ", ".join(chosen[:5]) + (f" and {len(chosen) - 5} more" if len(chosen) > 5 else "")
+    return f"Label next: {shown} (of {len(ranking['ranking'])} unlabeled scans)."
+
+
+def _table(ranking: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    structures = ranking["structures"]
+    heading = ["rank", "scan", "score", "by score", "novelty", "A and B differ, %", "entropy, %",
+               *(f"{item['name']}, %" for item in structures)]
+    return heading, [[
+        str(line["rank"]), line["case"], f"{line['score']:.3f}", str(line["rank_by_score"]), f"{line['novelty']:.2f}",
+        _percent(line["disagreement"]), _percent(line["entropy"]),
+        *(_percent(line["structures"][item["key"]]["disagreement"]) for item in structures),
+    ] for line in lines]
+
+
+def _structure_lines(ranking: dict[str, Any]) -> list[list[str]]:
+    total = len(ranking["ranking"])
+    return [[item["name"], f"{item['found_in']} of {total}", _percent(item["disagreement"]), _percent(item["entropy"])]
+            for item in ranking["structures"]]
+
+
+def _why(line: dict[str, Any], ranking: dict[str, Any]) -> str:
+    """The structure that gives the scan most of its score, and whether it is taken for being different."""
+    names = {item["key"]: item["name"] for item in ranking["structures"]}
+    known = {key: values for key, values in line["structures"].items() if values["disagreement"] is not None}
+    if not known:
+        return "neither A nor B finds a structure"
+    key = max(known, key=lambda item: float(known[item]["value"]))
+    text = f"most in {names[key]}: A and B differ by {_percent(known[key]['disagreement'])} %"
+    return text + ("; unlike the scans before it" if line["rank"] > 1 and line["rank_by_score"] > line["rank"] else "")
+
+
+def _tiles(ranking: dict[str, Any]) -> list[dict[str, str]]:
+    known = [item for item in ranking["structures"] if item["disagreement"] is not None]
+    tiles = [{"label": "unlabeled scans", "value": f"{len(ranking['ranking']):,}", "note": ranking["source"]},
+             {"label": "to label next", "value": str(min(ranking["settings"]["budget"], len(ranking["ranking"]))),
+              "note": f"diversity {ranking['settings']['diversity']:g}"}]
+    if known:
+        hardest = max(known, key=lambda item: float(item["disagreement"]))
+        tiles.append({"label": "most disputed structure", "value": hardest["name"],
+                      "note": f"A and B differ by {_percent(hardest['disagreement'])} %"})
+    return tiles
+
+
+def _scatter(ranking: dict[str, Any]) -> str:
+    """Disagreement against entropy, one dot a scan; those to label next are filled."""
+    points = [(line["disagreement"], line["entropy"], line) for line in ranking["ranking"]
+              if line["disagreement"] is not None]
+    if not points:
+        return ""
+    width, height, left, bottom = 640.0, 300.0, 44.0, 34.0
+    (x_low, x_high), (y_low, y_high) = (nice_range(100 * min(values), 100 * max(values))
+                                        for values in ([p[0] for p in points], [p[1] for p in points]))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (left + (100 * x - x_low) / (x_high - x_low) * (width - left - 12),
+                8 + (y_high - 100 * y) / (y_high - y_low) * (height - bottom - 8))
+
+    parts = [f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" '
+             'aria-label="Disagreement and entropy of every scan">']
+    for value in (y_low, (y_low + y_high) / 2, y_high):
+        y = place(0.0, value / 100)[1]
+        parts.append(f'<line class="grid" x1="{left:g}" x2="{width - 12:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                     f'<text class="tick" x="{left - 5:g}" y="{y + 3:.1f}" text-anchor="end">{tick(value)}</text>')
+    for value in (x_low, (x_low + x_high) / 2, x_high):
+        x = place(value / 100, 0.0)[0]
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 20:g}" text-anchor="middle">{tick(value)}</text>')
+    parts.append(f'<text class="tick" x="{width - 12:g}" y="{height - 5:g}" text-anchor="end">A and B differ, %'
+                 f'</text><text class="tick" x="{left:g}" y="{height - 5:g}">up: entropy, %</text>')
+    for x, y, line in sorted(points, key=lambda point: point[2]["chosen"]):
+        across, down = place(x, y)
+        kind = "chosen" if line["chosen"] else "other"
+        parts.append(f'<circle class="scan {kind}" cx="{across:.1f}" cy="{down:.1f}" r="{5 if line["chosen"] else 4}">'
+                     f"<title>{line['rank']}: {escape(line['case'])}</title></circle>")
+    return "".join(parts) + "</svg>"
+
+
+def _markdown_table(heading: list[str], lines: list[list[str]]) -> list[str]:
+    rows = [heading, ["---"] * len(heading), *lines]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+
+
+def _percent(value: float | None) -> str:
+    return _DASH if value is None else f"{100 * value:.1f}"
+
+
+def _plain(value: Any) -> Any:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _write(path: Path, text: str) -> Path:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(temporary, path)
+    return path
