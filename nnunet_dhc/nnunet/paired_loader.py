@@ -34,14 +34,3 @@ class PairedLoader:
         batch["unlabeled"] = next(self.unlabeled)["data"] if draw else None
         self.waited_s += perf_counter() - start
         return batch
-
-    def finish(self) -> None:
-        """Stop the worker processes of both streams."""
-        for stream in (self.labeled, self.unlabeled):
-            finish_workers(stream)
-
-
-def finish_workers(stream: Any) -> None:
-    """Stop the workers of one of nnU-Net's augmenters; single-threaded ones have none."""
-    if hasattr(stream, "_finish"):
-        stream._finish()

@@ -46,6 +46,16 @@ class TrainingData:
             "unlabeled_hash": content_hash(sorted(self.unlabeled)),
         }
 
+    def changes_since(self, fingerprint: dict[str, str]) -> str | None:
+        """A warning that names which cases are other than those of an earlier fingerprint, None if none are."""
+        now = self.fingerprint
+        changed = [name.removesuffix("_hash") for name in now if fingerprint.get(name) != now[name]]
+        if not changed:
+            return None
+        return (
+            f"the list of cases ({', '.join(changed)}) is not what this run started with; it goes on with the new one"
+        )
+
 
 def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabeled: bool) -> TrainingData:
     """Preprocess what is new among the unlabeled scans, count the labeled voxels, and collect warnings.

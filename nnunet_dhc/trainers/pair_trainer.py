@@ -28,6 +28,7 @@ from nnunet_dhc.nnunet.objective import build_objective, class_names
 from nnunet_dhc.nnunet.paired_loader import PairedLoader
 from nnunet_dhc.nnunet.preparation import TrainingData, prepare_training_data
 from nnunet_dhc.nnunet.recipe import Recipe, recipe_from_plans
+from nnunet_dhc.nnunet.reliable_trainer import ReliableTrainer
 from nnunet_dhc.nnunet.run_files import RunFiles
 from nnunet_dhc.nnunet.step_timer import StepTimer
 from nnunet_dhc.nnunet.unlabeled_loader import UnlabeledDataset
@@ -36,7 +37,7 @@ from nnunet_dhc.nnunet.unlabeled_stream import unlabeled_stream
 GRADIENT_NORM_LIMIT = 12  # nnU-Net's, here for each sub-network by itself
 
 
-class PairTrainer(nnUNetTrainer):
+class PairTrainer(ReliableTrainer):
     """Base of every pair: a subclass sets ``recipe`` and, for controls, ``uses_unlabeled``."""
 
     recipe = Recipe()
@@ -118,12 +119,17 @@ class PairTrainer(nnUNetTrainer):
     # ---- data ----
 
     def do_split(self):
+        self._ensure_split()
         if self.fold != "all":
-            note = ensure_splits_file(self.preprocessed_dataset_folder_base, self._identifiers())
-            if note:
-                self.print_to_log_file(note)
             self._fold_cases()
         return super().do_split()
+
+    def _ensure_split(self) -> None:
+        note = None
+        if self.fold != "all":
+            note = ensure_splits_file(self.preprocessed_dataset_folder_base, self._identifiers())
+        if note:
+            self.print_to_log_file(note)
 
     def _identifiers(self) -> list[str]:
         from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -137,15 +143,13 @@ class PairTrainer(nnUNetTrainer):
         labeled, validation = super().get_dataloaders()
         unlabeled = None
         if self.data.pool is not None:
-            unlabeled = unlabeled_stream(
-                self,
-                UnlabeledDataset(
-                    self.data.pool.folder,
-                    self.data.pool.identifiers,
-                    self.data.previous_stage_folder,
-                    with_nonzero_mask=self.data.pool.with_nonzero_mask,
-                ),
+            dataset = UnlabeledDataset(
+                self.data.pool.folder,
+                self.data.pool.identifiers,
+                self.data.previous_stage_folder,
+                with_nonzero_mask=self.data.pool.with_nonzero_mask,
             )
+            unlabeled = self.guarded(unlabeled_stream(self, dataset))
             next(unlabeled)  # starts the workers now, as nnU-Net does for its own
         return PairedLoader(labeled, unlabeled), validation
 
@@ -157,11 +161,7 @@ class PairTrainer(nnUNetTrainer):
                 f"--c: there is no checkpoint in {self.output_folder}; run the same command without --c to "
                 "start this training"
             )
-        ensure_note = None
-        if self.fold != "all":
-            ensure_note = ensure_splits_file(self.preprocessed_dataset_folder_base, self._identifiers())
-        if ensure_note:
-            self.print_to_log_file(ensure_note)
+        self._ensure_split()
         self.data = prepare_training_data(self, self._fold_cases(), self.uses_unlabeled)
         super().on_train_start()
         self._start_weightings()
@@ -189,14 +189,9 @@ class PairTrainer(nnUNetTrainer):
         return {"weighting_a": self.objective.weighting_a, "weighting_b": self.objective.weighting_b}
 
     def _report_changes(self, before: dict[str, str]) -> None:
-        changed = [
-            name.removesuffix("_hash") for name, value in self.data.fingerprint.items() if before.get(name) != value
-        ]
-        if changed:
-            self.print_to_log_file(
-                f"WARNING: the list of cases ({', '.join(changed)}) is not what this run started with; "
-                "it goes on with the new one"
-            )
+        changes = self.data.changes_since(before)
+        if changes:
+            self.print_to_log_file("WARNING:", changes)
 
     def run_training(self):
         if self.current_epoch >= self.num_epochs:
@@ -206,7 +201,6 @@ class PairTrainer(nnUNetTrainer):
 
     def on_train_end(self):
         super().on_train_end()
-        self.dataloader_train.finish()
         self.files.end(self)
 
     # ---- epochs ----

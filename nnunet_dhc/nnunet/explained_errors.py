@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn what the operating system and torch raise in a long run into one line with a remedy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+
+import torch
+
+from nnunet_dhc.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE)
+_ALMOST_NOTHING_BYTES = 1 << 16
+
+
+def explained(error: BaseException, output_folder: str | None, preprocess: str, resume: str) -> BaseException:
+    """The ``UserError`` that says what to do about this exception, or the exception itself.
+
+    Args:
+        error: What ended a training or a validation.
+        output_folder: Folder of the fold.
+        preprocess: nnU-Net's command that makes preprocessed cases.
+        resume: The command that continues.
+    """
+    if isinstance(error, OSError):
+        return _of_os_error(error, output_folder, preprocess, resume)
+    if isinstance(error, torch.OutOfMemoryError):
+        return UserError(
+            f"Out of GPU memory ({_first_sentence(error)}). Free the GPU of other programs, or save memory with: "
+            "nnunet_dhc configure ... --set low_memory=on, then with a smaller batch_size or patch_size in the plans; "
+            f"continue with: {resume}"
+        )
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return UserError(
+            f"Out of memory ({_first_sentence(error)}): set nnUNet_n_proc_DA to fewer workers, or give this run more "
+            f"memory, then continue with: {resume}"
+        )
+    if isinstance(error, RuntimeError) and output_folder is not None and is_full(output_folder):
+        return _disk_is_full(output_folder, resume)  # SimpleITK and torch say so in words of their own
+    return error
+
+
+def is_full(folder: str) -> bool:
+    """Whether the disk under ``folder`` has no room left."""
+    try:
+        return shutil.disk_usage(folder).free < _ALMOST_NOTHING_BYTES
+    except OSError:
+        return False
+
+
+def _of_os_error(error: OSError, output_folder: str | None, preprocess: str, resume: str) -> BaseException:
+    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else output_folder
+    if error.errno in _FULL:
+        return _disk_is_full(path, resume)
+    if error.errno in _NOT_ALLOWED:
+        return UserError(
+            f"{path} can't be written or read ({error.strerror}): give this user the permission, then continue with: "
+            f"{resume}"
+        )
+    if error.errno == errno.EMFILE:
+        return UserError(f"Too many open files: raise the limit (ulimit -n 65536), then continue with: {resume}")
+    if error.errno in _GONE:
+        where = f"run {preprocess}" if _is_preprocessed(path) else "bring it back"
+        return UserError(f"{path} can't be used ({error.strerror}): {where}, then continue with: {resume}")
+    return error
+
+
+def _disk_is_full(path: str | None, resume: str) -> UserError:
+    return UserError(
+        f"The disk is full: {path} can't be written. The last whole checkpoint is kept. Free space, then continue "
+        f"with: {resume}"
+    )
+
+
+def _is_preprocessed(path: str | None) -> bool:
+    root = os.environ.get("nnUNet_preprocessed")
+    return bool(path and root) and os.path.abspath(path).startswith(os.path.abspath(root) + os.sep)
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0].rstrip(".")

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inside nnU-Net's own commands, too, bad input ends with one line on standard error instead of a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from nnunet_dhc.errors import UserError
+
+
+class _OneLine:
+    """An exception hook that prints the message of a ``UserError`` alone and leaves the rest to the hook before it."""
+
+    def __init__(self, other: Callable[..., Any]) -> None:
+        self._other = other
+
+    def __call__(self, kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if isinstance(error, UserError):
+            say_last(str(error))
+        else:
+            self._other(kind, error, traceback)
+
+
+def end_with_one_line() -> None:
+    """From now on a ``UserError`` that ends this process is printed without a traceback."""
+    if not isinstance(sys.excepthook, _OneLine):
+        sys.excepthook = _OneLine(sys.excepthook)
+
+
+def say_last(message: str) -> None:
+    """Print the last line of a process on standard error, after all that is still buffered for standard output."""
+    sys.stdout.flush()
+    print(f"nnunet_dhc: {message}", file=sys.stderr, flush=True)
