@@ -42,6 +42,7 @@ class Protocol:
     rules: tuple[EmptyRule, ...]
     distances_in_mm: bool
     notes: str
+    spread_ddof: int = 1
 
     def scores(self, dice: float, distances: SurfaceDistances) -> dict[str, float | None]:
         """Scores where neither side is empty."""
@@ -103,7 +104,9 @@ DHC = Protocol(
     ),
     distances_in_mm=False,
     notes="The metrics of the DHC paper's tables: mean over cases per class, then over classes. The paper computes "
-          "them on volumes resized to 80 x 160 x 160; here they are computed on the grid of the files given.",
+          "them on volumes resized to 80 x 160 x 160; here they are computed on the grid of the files given. "
+          "Spread over seeds: population standard deviation, as in the paper.",
+    spread_ddof=0,
 )
 
 PROTOCOLS = {protocol.name: protocol for protocol in (STANDARD, DHC)}

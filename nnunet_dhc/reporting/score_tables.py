@@ -69,8 +69,10 @@ class RowScores:
                 "structures": {key: interval.as_json() for key, interval in
                                zip(self.keys, mean_intervals(list(matrix.T)), strict=True)},
                 "scored": int((~np.isnan(matrix)).sum()),
-                "over_repeats": mean_and_spread([self._class_mean(metric.key, repeat=r) for r in self.row.repeats]),
-                "over_folds": mean_and_spread([self._class_mean(metric.key, fold=f) for f in self.row.folds]),
+                "over_repeats": mean_and_spread([self._class_mean(metric.key, repeat=r) for r in self.row.repeats],
+                                                protocol.spread_ddof),
+                "over_folds": mean_and_spread([self._class_mean(metric.key, fold=f) for f in self.row.folds],
+                                              protocol.spread_ddof),
             }
         return result
 

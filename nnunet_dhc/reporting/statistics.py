@@ -129,12 +129,12 @@ def frequency_groups(volumes: Sequence[float]) -> list[str]:
     return groups
 
 
-def mean_and_spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and sample standard deviation over seeds or folds; no spread from a single one."""
+def mean_and_spread(values: Sequence[float | None], ddof: int = 1) -> dict[str, Any]:
+    """Mean and standard deviation over seeds or folds (``ddof`` as in NumPy); no spread from a single one."""
     known = np.array([value for value in values if value is not None], dtype=float)
     return {
         "mean": float(known.mean()) if len(known) else None,
-        "standard_deviation": float(known.std(ddof=1)) if len(known) > 1 else None,
+        "standard_deviation": float(known.std(ddof=ddof)) if len(known) > 1 else None,
         "n": len(known),
     }
 

@@ -98,3 +98,4 @@ def test_frequency_groups_are_terciles_of_volume():
 def test_spread_needs_two():
     assert mean_and_spread([0.5])["standard_deviation"] is None
     assert mean_and_spread([0.0, 1.0, None]) == {"mean": 0.5, "standard_deviation": pytest.approx(0.5**0.5), "n": 2}
+    assert mean_and_spread([0.0, 1.0], ddof=0)["standard_deviation"] == 0.5  # the paper's
