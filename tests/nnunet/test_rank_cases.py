@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranking with a tiny trained pair: what is predicted and remembered, resuming, folders of scans, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_data import TINY_PLANS, TinyDataset, make_scan, write_image
+from tiny_training import make_trainer
+
+from nnunet_dhc.core.annotation_value import count_pair
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.model_folder import find_model_folder
+from nnunet_dhc.nnunet.rank_cases import CASE_FOLDER, PairPredictor, RankRequest, order_records, rank_cases
+from nnunet_dhc.nnunet.rank_planes import disagreement_planes
+
+CPU = torch.device("cpu")
+# case_5 is labeled in fold 1 only, case_4 has a hidden label in both.
+FOLDS = [
+    {"train": ["case_0", "case_1"], "val": ["case_2"], "unlabeled": ["case_4", "case_5"]},
+    {"train": ["case_2", "case_5"], "val": ["case_0"], "unlabeled": ["case_4"]},
+]
+UNLABELED = ["case_4", "case_5", "scan_0", "scan_1", "scan_2"]
+
+
+@pytest.fixture(scope="module")
+def template(tiny_dataset_template, tmp_path_factory):
+    """Two folds, trained for one epoch; nobody writes into it."""
+    root = tmp_path_factory.mktemp("rank") / "nnunet"
+    shutil.copytree(tiny_dataset_template.root, root)
+    dataset = TinyDataset(root)
+    with pytest.MonkeyPatch.context() as patch:
+        _point_at(root, patch)
+        _quiet(patch)
+        dataset.write_split(FOLDS)
+        for fold in range(len(FOLDS)):
+            make_trainer(dataset, fold=fold, num_epochs=1).run_training()
+    return dataset
+
+
+@pytest.fixture
+def trained(template, tmp_path, monkeypatch):
+    root = tmp_path / "nnunet"
+    shutil.copytree(template.root, root)
+    _point_at(root, monkeypatch)
+    return TinyDataset(root)
+
+
+def _point_at(root: Path, patch: pytest.MonkeyPatch) -> None:
+    for variable in ("raw", "preprocessed", "results"):
+        patch.setenv(f"nnUNet_{variable}", str(root / variable))
+    patch.setenv("nnUNet_n_proc_DA", "0")
+
+
+def _quiet(patch: pytest.MonkeyPatch) -> None:
+    """Leave out the curves, the slowest part of a tiny training."""
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+    from nnunet_dhc.nnunet import run_files
+
+    patch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
+    patch.setattr(run_files, "plot_progress", lambda *_: None)
+
+
+def request(**changes) -> RankRequest:
+    arguments = {"dataset": 999, "configuration": "3d_fullres", "folds": [0], "plans_identifier": TINY_PLANS,
+                 "checkpoint_name": "checkpoint_final.pth", **changes}
+    return RankRequest(**arguments)
+
+
+def rank(output: Path, **changes) -> dict:
+    return rank_cases(request(**changes), output, CPU, show_progress=False, say=lambda _: None)
+
+
+def model_folder(dataset: TinyDataset) -> Path:
+    return dataset.results / f"nnUNetTrainerDHC__{TINY_PLANS}__3d_fullres"
+
+
+@pytest.mark.slow
+def test_own_unlabeled_cases_and_resuming(trained, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    predicted: list[tuple] = []
+    original = PairPredictor.logits
+
+    def dying(self, image):
+        if len(predicted) == 2:
+            raise KeyboardInterrupt
+        predicted.append(image.shape)
+        return original(self, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PairPredictor, "logits", dying)
+        with pytest.raises(KeyboardInterrupt):
+            rank(out)
+    kept = sorted(path.name for path in (out / CASE_FOLDER).iterdir())
+    assert kept == ["case_4.json", "case_4.npz", "case_5.json", "case_5.npz"]
+    monkeypatch.setattr(PairPredictor, "logits", lambda self, image: predicted.append(1) or original(self, image))
+    first = rank(out, budget=2)
+    assert len(predicted) == 5
+    assert sorted(first["cases"]) == UNLABELED
+    assert [line["chosen"] for line in first["ranking"]] == [True, True, False, False, False]
+    json.dumps(first, allow_nan=False)
+    assert rank(out, budget=2) == first  # nothing is predicted again
+    assert len(predicted) == 5
+    assert rank(tmp_path / "fresh", budget=2)["ranking"] == first["ranking"]  # a resumed run is a whole one
+    (out / CASE_FOLDER / "scan_1.json").write_text("{")
+    assert rank(out, budget=2) == first
+    assert len(predicted) == 11
+
+
+@pytest.mark.slow
+def test_each_sub_network_alone_and_folds_averaged(trained):
+    model = find_model_folder(999, "nnUNetTrainerDHC", TINY_PLANS, "3d_fullres")
+    image = np.random.default_rng(0).normal(size=(1, 20, 18, 17)).astype(np.float32)
+    a, b = PairPredictor(model, [0], "checkpoint_final.pth", CPU).logits(image)
+    assert a.shape == b.shape == (4, 20, 18, 17)
+    assert not torch.equal(a, b)
+    mean = PairPredictor(model, [0], "checkpoint_final.pth", CPU).predictor.predict_logits_from_preprocessed_data(
+        torch.from_numpy(image))
+    # nnU-Net sums up in half precision, which is coarse near the border, where the weights of a patch are tiny.
+    inside = (slice(None), *[slice(4, -4)] * 3)
+    torch.testing.assert_close(((a.float() + b.float()) / 2)[inside], mean.float()[inside], atol=2e-2, rtol=2e-2)
+    other, _ = PairPredictor(model, [1], "checkpoint_final.pth", CPU).logits(image)
+    both, _ = PairPredictor(model, [0, 1], "checkpoint_final.pth", CPU).logits(image)
+    averaged = (a.float() + other.float()) / 2
+    torch.testing.assert_close(both.float()[inside], averaged[inside], atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.slow
+def test_a_case_labeled_in_one_of_the_folds_is_not_ranked(trained, tmp_path):
+    assert sorted(rank(tmp_path / "out", folds=[0, 1])["cases"]) == [case for case in UNLABELED if case != "case_5"]
+
+
+@pytest.mark.slow
+def test_same_sub_networks_do_not_disagree(trained, tmp_path):
+    for path in model_folder(trained).glob("fold_*/checkpoint_final.pth"):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        weights = checkpoint["network_weights"]
+        for key in [key for key in weights if key.startswith("sub_network_a.")]:
+            weights[key.replace("sub_network_a.", "sub_network_b.")] = weights[key]
+        torch.save(checkpoint, path)
+    ranking = rank(tmp_path / "out")
+    values = [item["disagreement"] for line in ranking["ranking"] for item in line["structures"].values()]
+    assert set(values) <= {0.0, None}
+
+
+@pytest.mark.slow
+def test_folder_of_scans(trained, tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for seed in (50, 51):
+        write_image(scans / f"new_{seed}_0000.nii.gz", make_scan(seed)[0])
+    (scans / "broken_0000.nii.gz").write_bytes(b"no image")
+    ranking = rank(tmp_path / "out", images=scans)
+    assert sorted(ranking["cases"]) == ["new_50", "new_51"]
+    assert [item["case"] for item in ranking["left_out"]] == ["broken"]
+    # The unlabeled store has scan_0 ... preprocessed in advance: the same voxels give the same sums.
+    same = tmp_path / "same"
+    same.mkdir()
+    shutil.copy(trained.images_un / "scan_0_0000.nii.gz", same / "scan_0_0000.nii.gz")
+    rank(tmp_path / "one", images=same)
+    rank(tmp_path / "own")
+    sums = [json.loads((tmp_path / name / CASE_FOLDER / "scan_0.json").read_text()) for name in ("one", "own")]
+    for name in ("predicted_a", "predicted_b", "overlap", "entropy", "voxel_ml"):
+        assert sums[0][name] == sums[1][name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"folds": []}, "name each fold once"),
+    ({"budget": 0}, "--budget 0"),
+    ({"diversity": 2.0}, "--diversity 2.0"),
+    ({"folds": [4]}, "no checkpoint_final.pth of fold 4"),
+    ({"trainer": "nnUNetTrainerCPS"}, "trained: nnUNetTrainerDHC__"),
+    ({"images": Path("nowhere")}, "is not a folder"),
+])
+def test_refusals_are_one_line(trained, tmp_path, changes, message):
+    with pytest.raises(UserError) as error:
+        rank(tmp_path / "out", **changes)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_and_empty_folder(trained, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no scan named"):
+        rank(tmp_path / "out", images=tmp_path / "empty")
+    path = model_folder(trained) / "fold_0" / "checkpoint_final.pth"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="can't be loaded"):
+        rank(tmp_path / "out")
+
+
+def test_order_of_records():
+    """Three scans: one that both find easy, two that are copies of each other and hard."""
+    torch.manual_seed(0)
+    a = torch.randn(3, 8, 8, 8)
+    easy, hard = count_pair(a, a), count_pair(a, torch.randn(3, 8, 8, 8))
+
+    def record(counts) -> dict:
+        return {**{name: getattr(counts, name).tolist() for name in ("predicted_a", "predicted_b", "overlap",
+                                                                     "entropy")}, "voxel_ml": 0.001}
+
+    structures = [{"key": "1", "name": "one", "labels": [1]}, {"key": "2", "name": "two", "labels": [2]}]
+    records = {"easy": record(easy), "hard": record(hard), "copy": record(hard)}
+    assert order_records(records, structures, 0.0, 1)["cases"] == ["hard", "copy", "easy"]
+    diverse = order_records(records, structures, 0.6, 1)
+    assert diverse["cases"] == ["hard", "easy", "copy"]
+    assert diverse["ranking"][1]["rank_by_score"] == 3
+    assert diverse["structures"][0]["found_in"] == 3
+
+
+def test_planes_go_through_the_disagreement():
+    image = np.zeros((6, 7, 8), np.float32)
+    a, b = np.zeros((2, 6, 7, 8), np.uint16)
+    a[1:5, 1:6, 1:6] = b[1:5, 1:6, 1:6] = 1
+    a[2, 3, 4] = 2  # a small structure that B misses
+    b[1, 1, 1:3] = 0
+    facts, arrays = disagreement_planes(image, a, b, (1.0, 1.0, 1.0))
+    assert [fact["slice"] for fact in facts] == [3, 4, 5]
+    assert {fact["subject"] for fact in facts} == {2}
+    assert arrays["0_a"][3, 4] == 2
+    assert arrays["1_a"][::-1][2, 4] == 2
+    facts, _ = disagreement_planes(image, a, a, (1.0, 1.0, 1.0))
+    assert len(facts) == 3
+    facts, _ = disagreement_planes(image[:1], np.zeros_like(a[:1]), np.zeros_like(b[:1]), (5.0, 1.0, 1.0))
+    assert len(facts) == 1
+
+
