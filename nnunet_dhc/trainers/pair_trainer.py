@@ -271,23 +271,9 @@ class PairTrainer(ReliableTrainer):
         norms = self._backward_and_step(total)
         self.timer.mark("backward")
 
-        values = (
-            torch.stack(
-                [
-                    total,
-                    terms.supervised_a,
-                    terms.supervised_b,
-                    terms.unsupervised_a,
-                    terms.unsupervised_b,
-                    terms.empty_cross_entropies,
-                    norms.sum(),
-                    non_finite.float(),
-                ]
-            )
-            .detach()
-            .cpu()
-            .numpy()
-        )
+        of_terms = (terms.supervised_a, terms.supervised_b, terms.unsupervised_a, terms.unsupervised_b)
+        read = torch.stack([total, *of_terms, terms.empty_cross_entropies, norms.sum(), non_finite.float()])
+        values = read.detach().cpu().numpy()
         finite = values[7] == 0
         if measures_shares:
             self._shares_due = not finite
