@@ -13,6 +13,8 @@ from nnunet_dhc.core.across_ranks import sum_across_ranks
 from nnunet_dhc.core.class_counts import hard_dice
 from nnunet_dhc.core.class_weighting import ClassWeighting
 from nnunet_dhc.core.label_spaces import LabelSpace
+from nnunet_dhc.core.loss_sums import LossSums
+from nnunet_dhc.core.term_sums import TermSums
 
 
 @dataclass(frozen=True)
@@ -145,94 +147,100 @@ class CoTrainingObjective:
             weights_a, weights_b: Class weights, (k,).
             unsupervised: False leaves U_A and U_B at 0.
         """
-        supervised_a, empty_1 = self.supervised(outputs_a, targets, weights_a)
-        supervised_b, empty_2 = self.supervised(outputs_b, targets, weights_b)
-        if unsupervised:
-            first = 0 if self.composition.unsupervised_on_labeled else targets[0].shape[0]
-            unsupervised_a, empty_3 = self.unsupervised(outputs_a, outputs_b[0].detach(), pseudo_b, weights_a, first)
-            unsupervised_b, empty_4 = self.unsupervised(outputs_b, outputs_a[0].detach(), pseudo_a, weights_b, first)
-            empty = empty_1 + empty_2 + empty_3 + empty_4
-        else:
-            unsupervised_a = unsupervised_b = torch.zeros_like(supervised_a)
-            empty = empty_1 + empty_2
+        target_a = self.peer_target(pseudo_b, outputs_b[0]) if unsupervised else None
+        target_b = self.peer_target(pseudo_a, outputs_a[0]) if unsupervised else None
+        sums_a, sums_b = self.sums(outputs_a, targets, target_a), self.sums(outputs_b, targets, target_b)
+        return self.losses(sums_a, sums_b, weights_a, weights_b)
+
+    @torch.no_grad()
+    def peer_target(self, pseudo_label: Tensor, logits: Tensor) -> Tensor:
+        """What a network's pseudo label is to the other one: where it is unsure of it, the voxel is ignored.
+
+        Args:
+            pseudo_label: From `pseudo_labels`.
+            logits: The full-resolution logits that it was made from.
+        """
+        threshold = self.composition.confidence_threshold
+        if threshold > 0:
+            return self.labels.with_ignore().keep_confident(pseudo_label, logits.detach(), threshold)
+        return pseudo_label
+
+    def sums(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], peer_target: Tensor | None) -> TermSums:
+        """All that the losses of one network need of the voxels of some patches, labeled ones first.
+
+        Args:
+            outputs: Logits per output, full resolution first.
+            targets: Reference of the labeled patches per output; empty where none of these patches is labeled.
+            peer_target: From `peer_target`, of the same patches; None leaves U out.
+        """
+        composition = self.composition
+        num_labeled = targets[0].shape[0] if targets else 0
+        supervised: list[LossSums | None] = [None] * len(outputs)
+        unsupervised: list[LossSums | None] = [None] * len(outputs)
+        if num_labeled and (composition.supervised_ce or composition.supervised_dice):
+            overlap = composition.supervised_dice > 0
+            for i, (factor, logits, target) in enumerate(zip(self.output_factors, outputs, targets, strict=True)):
+                if factor:
+                    supervised[i] = self.labels.loss_sums(logits[:num_labeled], target, overlap)
+        first = 0 if composition.unsupervised_on_labeled else num_labeled
+        if peer_target is not None and first < peer_target.shape[0]:
+            labels = self._peer_labels
+            overlap = composition.unsupervised_dice > 0
+            for i, (factor, logits) in enumerate(zip(self._unsupervised_factors, outputs, strict=False)):
+                if factor and (composition.unsupervised_ce or overlap):
+                    target = labels.downsample(peer_target[first:], logits.shape[2:])
+                    unsupervised[i] = labels.loss_sums(logits[first:], target, overlap)
+        return TermSums(tuple(supervised), tuple(unsupervised))
+
+    def losses(self, sums_a: TermSums, sums_b: TermSums, weights_a: Tensor, weights_b: Tensor) -> CoTrainingTerms:
+        """Losses of both networks from the sums of all patches of the step."""
+        composition = self.composition
+        supervised_factors = (composition.supervised_ce, composition.supervised_dice)
+        unsupervised_factors = (composition.unsupervised_ce, composition.unsupervised_dice)
+        losses, empty = [], weights_a.new_zeros(())
+        for labels, term, output_factors, factors in (
+            (self.labels, "supervised", self.output_factors, supervised_factors),
+            (self._peer_labels, "unsupervised", self._unsupervised_factors, unsupervised_factors),
+        ):
+            for sums, class_weights in ((sums_a, weights_a), (sums_b, weights_b)):
+                loss, num_empty = self._loss(labels, getattr(sums, term), output_factors, factors, class_weights)
+                losses.append(loss)
+                empty = empty + num_empty
+        supervised_a, supervised_b, unsupervised_a, unsupervised_b = losses
         return CoTrainingTerms(supervised_a, supervised_b, unsupervised_a, unsupervised_b, empty)
 
-    def supervised(
-        self, outputs: Sequence[Tensor], targets: Sequence[Tensor], class_weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """S of one network on the labeled patches (the first rows), and how many of its cross entropies were empty."""
-        num_labeled = targets[0].shape[0]
-        total = _Sum(self, outputs[0])
-        for factor, logits, target in zip(self.output_factors, outputs, targets, strict=True):
-            if factor:
-                total.add(
-                    factor,
-                    self.labels,
-                    logits[:num_labeled],
-                    target,
-                    class_weights,
-                    self.composition.supervised_ce,
-                    self.composition.supervised_dice,
-                )
-        return total.loss, total.empty
-
-    def unsupervised(
+    def _loss(
         self,
-        outputs: Sequence[Tensor],
-        peer_logits: Tensor,
-        peer_pseudo_label: Tensor,
+        labels: LabelSpace,
+        sums_by_output: Sequence[LossSums | None],
+        output_factors: Sequence[float],
+        factors: tuple[float, float],
         class_weights: Tensor,
-        first_patch: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """U of one network against its peer's pseudo label, from patch ``first_patch`` on."""
-        composition, labels, pseudo_label = self.composition, self.labels.without_ignore(), peer_pseudo_label
-        if composition.confidence_threshold > 0:
-            labels = self.labels.with_ignore()
-            pseudo_label = labels.keep_confident(pseudo_label, peer_logits, composition.confidence_threshold)
-        factors = self.output_factors if composition.unsupervised_deep_supervision else (1.0,)
-        total = _Sum(self, outputs[0])
-        for factor, logits in zip(factors, outputs, strict=False):
-            if factor:
-                total.add(
-                    factor,
-                    labels,
-                    logits[first_patch:],
-                    labels.downsample(pseudo_label[first_patch:], logits.shape[2:]),
-                    class_weights,
-                    composition.unsupervised_ce,
-                    composition.unsupervised_dice,
+        """Sum of the losses over deep-supervision outputs, and how many of the cross entropies were empty."""
+        ce_factor, dice_factor = factors
+        composition = self.composition
+        loss = empty = class_weights.new_zeros(())
+        for output_factor, sums in zip(output_factors, sums_by_output, strict=False):
+            if sums is None:
+                continue
+            if ce_factor:
+                cross_entropy, hit_weight = labels.cross_entropy_of(sums, class_weights, self.across_ranks)
+                loss = loss + output_factor * ce_factor * cross_entropy
+                empty = empty + (hit_weight == 0)
+            if dice_factor:
+                loss = loss + output_factor * dice_factor * labels.soft_dice_loss_of(
+                    sums, class_weights, composition.dice_smooth, composition.dice_pooled_over_batch, self.across_ranks
                 )
-        return total.loss, total.empty
+        return loss, empty
+
+    @property
+    def _peer_labels(self) -> LabelSpace:
+        return self.labels.with_ignore() if self.composition.confidence_threshold > 0 else self.labels.without_ignore()
+
+    @property
+    def _unsupervised_factors(self) -> tuple[float, ...]:
+        return self.output_factors if self.composition.unsupervised_deep_supervision else (1.0,)
 
     def _summed(self, counts: Tensor) -> Tensor:
         return sum_across_ranks(counts) if self.across_ranks else counts
-
-
-class _Sum:
-    """Sum of the losses over deep-supervision outputs, and the number of empty cross entropies."""
-
-    def __init__(self, objective: CoTrainingObjective, like: Tensor) -> None:
-        self._objective = objective
-        self.loss = like.new_zeros((), dtype=torch.float32)
-        self.empty = like.new_zeros((), dtype=torch.float32)
-
-    def add(
-        self,
-        factor: float,
-        labels: LabelSpace,
-        logits: Tensor,
-        target: Tensor,
-        class_weights: Tensor,
-        ce_factor: float,
-        dice_factor: float,
-    ) -> None:
-        composition, across_ranks = self._objective.composition, self._objective.across_ranks
-        sums = labels.loss_sums(logits, target, overlap=dice_factor > 0)
-        if ce_factor:
-            cross_entropy, hit_weight = labels.cross_entropy_of(sums, class_weights, across_ranks)
-            self.loss = self.loss + factor * ce_factor * cross_entropy
-            self.empty += hit_weight == 0
-        if dice_factor:
-            self.loss = self.loss + factor * dice_factor * labels.soft_dice_loss_of(
-                sums, class_weights, composition.dice_smooth, composition.dice_pooled_over_batch, across_ranks
-            )
