@@ -9,10 +9,13 @@ import re
 
 import numpy as np
 import pytest
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from tiny_data import TINY_PLANS
 from tiny_training import make_trainer
 
 from nnunet_dhc.cli.main import main
+from nnunet_dhc.nnunet import rank_cases, run_files
+from nnunet_dhc.nnunet.sub_network_dice import new_predictor
 from nnunet_dhc.reporting.rank_page import finish_ranking, render_rank_text, write_ranking
 
 
@@ -81,7 +84,15 @@ def test_anonymised_without_images(tmp_path):
 
 
 @pytest.mark.slow
-def test_from_training_to_page(tiny_dataset, tmp_path, capsys):
+def test_from_training_to_page(tiny_dataset, tmp_path, capsys, monkeypatch):
+    def without_mirroring(device):
+        predictor = new_predictor(device)
+        predictor.use_mirroring = False  # an eighth of the work
+        return predictor
+
+    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
+    monkeypatch.setattr(run_files, "plot_progress", lambda *_: None)
+    monkeypatch.setattr(rank_cases, "new_predictor", without_mirroring)
     make_trainer(tiny_dataset, num_epochs=1).run_training()
     out = tmp_path / "out"
     arguments = ["rank", "-d", "999", "-p", TINY_PLANS, "-f", "0", "-np", "1", "-device", "cpu", "-o", str(out)]

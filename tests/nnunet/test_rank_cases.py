@@ -15,9 +15,11 @@ from tiny_training import make_trainer
 
 from nnunet_dhc.core.annotation_value import count_pair
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet import rank_cases as rank_module
 from nnunet_dhc.nnunet.model_folder import find_model_folder
 from nnunet_dhc.nnunet.rank_cases import CASE_FOLDER, PairPredictor, RankRequest, order_records, rank_cases
 from nnunet_dhc.nnunet.rank_planes import disagreement_planes
+from nnunet_dhc.nnunet.sub_network_dice import new_predictor
 
 CPU = torch.device("cpu")
 # case_5 is labeled in fold 1 only, case_4 has a hidden label in both.
@@ -48,7 +50,15 @@ def trained(template, tmp_path, monkeypatch):
     root = tmp_path / "nnunet"
     shutil.copytree(template.root, root)
     _point_at(root, monkeypatch)
+    monkeypatch.setattr(rank_module, "new_predictor", without_mirroring)
     return TinyDataset(root)
+
+
+def without_mirroring(device: torch.device):
+    """The predictor, an eighth of the work."""
+    predictor = new_predictor(device)
+    predictor.use_mirroring = False
+    return predictor
 
 
 def _point_at(root: Path, patch: pytest.MonkeyPatch) -> None:
