@@ -33,7 +33,11 @@ if __name__ == "__main__":
             "scipy>=1.15",
             "SimpleITK",
         ],
-        extras_require={"test": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy", "setuptools>=70.1", "medpy"]},
+        extras_require={
+            "test": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy", "setuptools>=70.1"],
+            # Compared with in tests where it is installed; it has to be compiled and is under the GPL.
+            "oracles": ["medpy"],
+        },
         entry_points={
             "torch.backends": ["nnunet_dhc = nnunet_dhc._autoload:register"],
             "console_scripts": ["nnunet_dhc = nnunet_dhc.cli.main:main"],
