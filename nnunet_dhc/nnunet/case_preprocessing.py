@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 
 from nnunet_dhc.nnunet.atomic_files import temporary_path, write_and_sync
+from nnunet_dhc.nnunet.odd_scans import ImageSummary, summarize
 from nnunet_dhc.nnunet.raw_images import RawCase, number_of_channels
 from nnunet_dhc.nnunet.scan_checks import BadScan, one_line, read_checked, voxel_hash
+
+# 16 GB as float32; the largest whole-body CT at 0.5 mm has a tenth of it.
+_MOST_VOXELS = 4e9
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class CaseResult:
     spacing: tuple[float, ...] | None = None
     shape: tuple[int, ...] | None = None
     channels: int | None = None
+    summary: ImageSummary | None = None
 
 
 def is_2d_dataset(plans: dict[str, Any]) -> bool:
@@ -55,6 +60,23 @@ class CaseTask:
 
     case: RawCase
     known: tuple[str | None, tuple[float, ...] | None] | None = None
+
+
+@dataclass(frozen=True)
+class HashTask:
+    """A labeled or test case under its key in ``LabeledHashes``."""
+
+    key: str
+    case: RawCase
+
+
+@dataclass(frozen=True)
+class HashResult:
+    """Voxel hash and summary of a labeled or test image; None if it can't be read."""
+
+    key: str
+    voxels: str | None = None
+    summary: ImageSummary | None = None
 
 
 def preprocess_case(job: CaseJob, task: CaseTask) -> CaseResult:
@@ -95,21 +117,19 @@ def preprocess_case(job: CaseJob, task: CaseTask) -> CaseResult:
     return result
 
 
-def hash_case(job: CaseJob, case: RawCase) -> CaseResult:
-    """Read the images of a labeled or test case, and only these, to compare their voxels with unlabeled ones."""
+def hash_case(job: CaseJob, task: HashTask) -> HashResult:
+    """Read the images of a labeled or test case, and only these, to compare them with unlabeled ones."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    result = CaseResult(case.identifier)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            data, _ = PlansManager(job.plans).image_reader_writer_class().read_images(list(case.files))
+            reader = PlansManager(job.plans).image_reader_writer_class()
+            data, properties = reader.read_images(list(task.case.files))
     except MemoryError:
         raise
-    except Exception as error:
-        result.bad = one_line(error)
-        return result
-    result.voxels = voxel_hash(data)
-    return result
+    except Exception:
+        return HashResult(task.key)  # the caller notes that it could not be compared
+    return HashResult(task.key, voxel_hash(data), summarize(data, properties["spacing"]))
 
 
 class _WatchedPlans:
@@ -125,7 +145,7 @@ class _WatchedPlans:
         return getattr(self._plans_manager, name)
 
     def image_reader_writer_class(self) -> Any:
-        return _CheckingReader(self._plans_manager.image_reader_writer_class(), self._job, self._result, self._known)
+        return _CheckingReader(self._plans_manager, self._job, self._result, self._known)
 
 
 class _SameImage(Exception):
@@ -133,8 +153,10 @@ class _SameImage(Exception):
 
 
 class _CheckingReader:
-    def __init__(self, reader: Any, job: CaseJob, result: CaseResult, known: Any) -> None:
-        self._reader = reader
+    def __init__(self, plans_manager: Any, job: CaseJob, result: CaseResult, known: Any) -> None:
+        self._plans_manager = plans_manager
+        self._configuration = plans_manager.get_configuration(job.configuration_name)
+        self._reader = plans_manager.image_reader_writer_class()
         self._job = job
         self._result = result
         self._known = known
@@ -153,9 +175,23 @@ class _CheckingReader:
         self._result.voxels = voxel_hash(data)
         self._result.spacing = tuple(float(value) for value in properties["spacing"])
         self._result.channels = int(data.shape[0])
+        self._result.summary = summarize(data, self._result.spacing)
+        self._refuse_absurd_size(data.shape[1:], self._result.spacing)
         if self._known == (self._result.voxels, self._result.spacing):
             raise _SameImage
         return data, properties
+
+    def _refuse_absurd_size(self, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+        """Refuse what resampling would blow up until memory is full, most often for a spacing in another unit."""
+        target = self._configuration.spacing
+        axes = self._plans_manager.transpose_forward[-len(target) :]
+        ratios = [spacing[axis] / step for axis, step in zip(axes, target, strict=True)]
+        voxels = float(np.prod(shape, dtype=float) * np.prod(ratios))
+        if voxels > _MOST_VOXELS:
+            raise BadScan(
+                f"would have {voxels:.1e} voxels at the plans' spacing; its own, {'x'.join(f'{s:g}' for s in spacing)} "
+                "mm, is probably wrong"
+            )
 
 
 def _write(

@@ -11,6 +11,7 @@ from typing import Any
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.fold_cases import FoldCases, name_some
+from nnunet_dhc.nnunet.odd_scans import ImageSummary, from_json
 from nnunet_dhc.nnunet.raw_images import IMAGES_UN, RawCase
 
 HASHES_FILE = "labeled_hashes.json"
@@ -26,10 +27,12 @@ class LabeledHashes:
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / HASHES_FILE
         self._unsaved = False
-        self.by_key: dict[str, tuple[list[list[Any]], str | None]] = {}
+        self.by_key: dict[str, tuple[list[list[Any]], str | None, ImageSummary | None]] = {}
         try:
             cached = json.loads(self.path.read_text(encoding="utf-8"))
-            self.by_key = {key: (sources, voxels) for key, (sources, voxels) in cached.items()}
+            self.by_key = {
+                key: (sources, voxels, from_json(summary)) for key, (sources, voxels, summary) in cached.items()
+            }
         except (OSError, ValueError, AttributeError, TypeError):
             pass  # a cache: made again
 
@@ -37,9 +40,9 @@ class LabeledHashes:
         """Keys whose images are new or changed."""
         return [key for key, case in cases.items() if self._sources(key) != _as_lists(case)]
 
-    def add(self, key: str, case: RawCase, voxels: str | None) -> None:
+    def add(self, key: str, case: RawCase, voxels: str | None, summary: ImageSummary | None) -> None:
         """Remember one hash (None: the image can't be read); ``save`` writes it."""
-        self.by_key[key] = (_as_lists(case), voxels)
+        self.by_key[key] = (_as_lists(case), voxels, summary)
         self._unsaved = True
 
     def save(self) -> None:
@@ -51,6 +54,14 @@ class LabeledHashes:
     def voxels(self, key: str) -> str | None:
         """Hash of one case, or None if its image could not be read."""
         return self.by_key[key][1] if key in self.by_key else None
+
+    def summaries(self) -> list[ImageSummary]:
+        """What the images of labeled cases look like; test cases are left out."""
+        return [
+            summary
+            for key, (_, _, summary) in self.by_key.items()
+            if summary is not None and not key.startswith(TEST_PREFIX)
+        ]
 
     def _sources(self, key: str) -> list[list[Any]] | None:
         return self.by_key[key][0] if key in self.by_key else None
@@ -103,7 +114,7 @@ def check_voxels(
     for identifier, voxels in unlabeled.items():
         if voxels is not None:
             twins.setdefault(voxels, []).append(identifier)
-    test = {voxels for key, (_, voxels) in hashes.by_key.items() if key.startswith(TEST_PREFIX)}
+    test = {voxels for key, (_, voxels, _) in hashes.by_key.items() if key.startswith(TEST_PREFIX)}
     leaks = []
     for fold, trained_on in folds:
         for role, cases in (("training", fold.labeled), ("validation", fold.validation)):

@@ -5,15 +5,26 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import closing
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, replace_json
-from nnunet_dhc.nnunet.case_preprocessing import CaseJob, CaseResult, CaseTask, hash_case, preprocess_case
+from nnunet_dhc.nnunet.case_preprocessing import (
+    CaseJob,
+    CaseResult,
+    CaseTask,
+    HashResult,
+    HashTask,
+    hash_case,
+    preprocess_case,
+)
 from nnunet_dhc.nnunet.fold_cases import name_some
 from nnunet_dhc.nnunet.leak_check import LabeledHashes
+from nnunet_dhc.nnunet.odd_scans import why_odd
 from nnunet_dhc.nnunet.raw_images import RawCase
 from nnunet_dhc.nnunet.unlabeled_store import EXCLUDED, READY, StoreEntry, UnlabeledStore
 from nnunet_dhc.nnunet.worker_pool import run_over_cases, sensible_processes
@@ -33,6 +44,7 @@ class StoreUpdate:
         self,
         job: CaseJob,
         preprocessing: str,
+        normalization_schemes: Sequence[str],
         num_processes: int,
         show_progress: bool,
         say: Callable[[str], None],
@@ -43,6 +55,7 @@ class StoreUpdate:
         self.show_progress = show_progress
         self.say = say
         self.notes: list[str] = []
+        self.normalization_schemes = normalization_schemes
 
     def stale_cases(
         self, store: UnlabeledStore, cases: Mapping[str, RawCase], complete: Container[str]
@@ -117,13 +130,14 @@ class StoreUpdate:
         bad: dict[str, str | None],
     ) -> None:
         cases = {task.case.identifier: task.case for task in to_preprocess}
-        odd: dict[str, list[str]] = {}
+        warned: dict[str, list[str]] = {}
         unchanged = 0
+        references = cache(hashes.summaries)
 
         def record(result: CaseResult) -> None:
             nonlocal unchanged
             for text in result.warnings:
-                odd.setdefault(text, []).append(result.identifier)
+                warned.setdefault(text, []).append(result.identifier)
             if result.bad is not None:
                 bad[result.identifier] = result.bad
             elif result.unchanged:
@@ -132,7 +146,8 @@ class StoreUpdate:
                 case = cases[result.identifier]
                 store.append([known._replace(sources=case.sources, origin=case.origin)])
             else:
-                store.add_ready(self._entry(cases[result.identifier], result), result.written)
+                odd_in = why_odd(result.summary, references(), self.normalization_schemes) if result.summary else None
+                store.add_ready(self._entry(cases[result.identifier], result, odd_in), result.written)
 
         try:
             self._work_on(to_preprocess, hashes, labeled, record)
@@ -141,7 +156,7 @@ class StoreUpdate:
             hashes.save()
         if unchanged:
             self.say(f"{unchanged} of them have the same voxels as before and were not preprocessed again.")
-        for text, identifiers in odd.items():
+        for text, identifiers in warned.items():
             self.notes.append(f"{text.capitalize()} in {len(identifiers)} scans: {name_some(sorted(identifiers), 5)}.")
 
     def _work_on(
@@ -154,25 +169,29 @@ class StoreUpdate:
         from tqdm import tqdm
 
         to_hash = {key: labeled[key] for key in hashes.missing(labeled)}
-        tasks = [(preprocess_case, task) for task in to_preprocess]
-        tasks += [(hash_labeled, keyed_case) for keyed_case in to_hash.items()]
+        # Labeled images first: unlabeled ones are compared with them.
+        tasks: list[tuple[Callable, Any]] = [(hash_case, HashTask(key, case)) for key, case in to_hash.items()]
+        tasks += [(preprocess_case, task) for task in to_preprocess]
         read = [task.case for task in to_preprocess] + list(to_hash.values())
         num_bytes = sum(size for case in read for _, size, _ in case.sources)
         processes = sensible_processes(len(tasks), num_bytes, self.num_processes)
         title = "Preprocessing unlabeled cases" if to_preprocess else "Comparing with labeled cases"
+        unread, early = len(to_hash), []
         with (
             tqdm(total=len(tasks), desc=title, disable=not self.show_progress or not tasks) as bar,
             closing(run_over_cases(self.job, tasks, processes)) as results,
         ):
             for result in results:
-                if isinstance(result, tuple):
-                    key, hashed = result
-                    hashes.add(key, to_hash[key], hashed.voxels)
+                if isinstance(result, HashResult):
+                    hashes.add(result.key, to_hash[result.key], result.voxels, result.summary)
+                    unread -= 1
                 else:
-                    record(result)
+                    early.append(result)
+                while not unread and early:
+                    record(early.pop())
                 bar.update()
 
-    def _entry(self, case: RawCase, result: CaseResult) -> StoreEntry:
+    def _entry(self, case: RawCase, result: CaseResult, odd: str | None) -> StoreEntry:
         return StoreEntry(
             identifier=case.identifier,
             status=READY,
@@ -184,6 +203,7 @@ class StoreUpdate:
             shape=result.shape,
             channels=result.channels,
             nonzero_mask=self.job.with_nonzero_mask,
+            odd=odd,
         )
 
     def _settle_bad(
@@ -237,9 +257,3 @@ class StoreUpdate:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return UserError(f"The disk is full: {store.folder}. {kept}; free space and run again.")
         return UserError(f"{store.folder} can't be written to ({error.strerror or error}). {kept}.")
-
-
-def hash_labeled(job: CaseJob, keyed_case: tuple[str, RawCase]) -> tuple[str, CaseResult]:
-    """``hash_case`` under the key of ``LabeledHashes``."""
-    key, case = keyed_case
-    return key, hash_case(job, case)

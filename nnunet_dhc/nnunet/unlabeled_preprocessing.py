@@ -93,7 +93,12 @@ def bring_store_up_to_date(
     raw = None if raw_dataset_folder is None else Path(raw_dataset_folder)
     wanted = list_wanted_cases(raw, dataset_json, folds)
     update = StoreUpdate(
-        job, preprocessing_hash(plans_manager, configuration_manager, dataset_json), num_processes, show_progress, say
+        job,
+        preprocessing_hash(plans_manager, configuration_manager, dataset_json),
+        configuration_manager.normalization_schemes,
+        num_processes,
+        show_progress,
+        say,
     )
     images_un = str(raw / IMAGES_UN) if raw is not None else f"$nnUNet_raw/{dataset_name}/{IMAGES_UN}"
     refuse_leaks_by_name(wanted.from_images_un, folds, images_un)
@@ -246,6 +251,9 @@ def _pool(
             f"{len(unread)} of {len(compared)} labeled cases could not be compared with the unlabeled ones, because "
             f"their images are not in nnUNet_raw or can't be read ({name_some(unread, 3)})."
         )
+    odd = [f"{identifier} ({store.entries[identifier].odd})" for identifier in ready if store.entries[identifier].odd]
+    if odd:
+        notes.append(f"{len(odd)} unlabeled scans look unlike the labeled ones, please check: {name_some(odd, 5)}.")
     if excluded:
         counts = Counter(excluded.values())
         reasons = "; ".join(f"{reason}: {count}" for reason, count in counts.most_common(5))

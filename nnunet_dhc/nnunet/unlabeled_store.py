@@ -47,6 +47,7 @@ class StoreEntry(NamedTuple):
     shape: tuple[int, ...] | None = None
     channels: int | None = None
     nonzero_mask: bool = False
+    odd: str | None = None
 
 
 class UnlabeledStore:

@@ -14,6 +14,7 @@ from multiprocessing.connection import wait as wait_for_handles
 from typing import Any
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.fold_cases import name_some
 
 # A process costs seconds of imports: it should get this many cases, or this many bytes of (compressed) images.
 _CASES_PER_PROCESS = 50
@@ -48,12 +49,6 @@ def run_over_cases(job: Any, tasks: Iterable[tuple[Callable, Any]], processes: i
                 yield function(job, case)
         else:
             yield from _run_in_processes(job, tasks, processes)
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"One of {processes} preprocessing processes died; most often the system ended it for lack of memory. "
-            f"Finished cases are kept: run again with fewer processes (nnunet_dhc preprocess -np "
-            f"{max(1, processes // 2)})."
-        ) from error
     except MemoryError as error:
         raise UserError(
             f"Preprocessing ran out of memory with {max(1, processes)} process(es). Finished cases are kept: run "
@@ -64,7 +59,7 @@ def run_over_cases(job: Any, tasks: Iterable[tuple[Callable, Any]], processes: i
 def _run_in_processes(job: Any, tasks: Iterable[tuple[Callable, Any]], processes: int) -> Iterator[Any]:
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(job,))
-    pending: set[Future] = set()
+    pending: dict[Future, Any] = {}
     waiting = iter(tasks)
     try:
         exhausted = False
@@ -73,12 +68,20 @@ def _run_in_processes(job: Any, tasks: Iterable[tuple[Callable, Any]], processes
                 task = next(waiting, None)
                 exhausted = task is None
                 if task is not None:
-                    pending.add(executor.submit(_work, *task))
+                    pending[executor.submit(_work, *task)] = task[1]
             if not pending:
                 break
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                result = future.result()
+                del pending[future]
+                yield result
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"One of {processes} preprocessing processes died at one of these cases: "
+            f"{name_some([_name(case) for case in pending.values()])}. Most often the system ended it for lack of "
+            f"memory. Finished cases are kept: run again with fewer processes (nnunet_dhc preprocess -np "
+            f"{max(1, processes // 2)})."
+        ) from error
     except KeyboardInterrupt:
         # A large scan may take a minute: nobody wants to wait for it after Ctrl-C.
         for process in list((getattr(executor, "_processes", None) or {}).values()):
@@ -86,6 +89,10 @@ def _run_in_processes(job: Any, tasks: Iterable[tuple[Callable, Any]], processes
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _name(task: Any) -> str:
+    return str(getattr(getattr(task, "case", task), "identifier", task))
 
 
 _JOB: Any = None

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans that are nothing like the labeled ones are named, not refused; absurd sizes are refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from bring_up_to_date import update
+from tiny_data import make_scan, write_image
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.odd_scans import from_json, summarize, why_odd
+
+
+def ct(seed: int, low: float = -1000, high: float = 300, shape=(20, 30, 30), spacing=(5.0, 0.8, 0.8)):
+    return summarize(np.random.default_rng(seed).uniform(low, high, (1, *shape)), spacing)
+
+
+LABELED = [ct(number) for number in range(3)]
+
+
+def test_a_scan_like_the_others_is_not_odd():
+    assert why_odd(ct(9, spacing=(3.0, 1.0, 0.7)), LABELED, ["CTNormalization"]) is None
+    assert why_odd(ct(9, shape=(60, 30, 30)), LABELED, ["CTNormalization"]) is None
+    assert why_odd(ct(9, -1024, 400), LABELED, ["CTNormalization"]) is None
+    assert why_odd(ct(9), [], ["CTNormalization"]) is None
+
+
+@pytest.mark.parametrize(
+    ("scan", "reason"),
+    [
+        (ct(9, spacing=(5.0, 0.8, 0.08)), "spacing 5x0.8x0.08 mm"),
+        (ct(9, spacing=(50.0, 0.8, 0.8)), "spacing 50x0.8x0.8 mm"),
+        (ct(9, shape=(200, 100, 100)), "size 1e+03x80x80 mm"),
+        (ct(9, 0, 60_000), "intensities from"),
+        (ct(9, 0, 300), "intensities from"),  # MRI-like: the low end is off by more than half of the labeled width
+    ],
+)
+def test_says_in_what_a_scan_is_odd(scan, reason):
+    assert str(why_odd(scan, LABELED, ["CTNormalization"])).startswith(reason)
+
+
+def test_intensities_of_images_that_are_normalized_one_by_one_do_not_matter():
+    assert why_odd(ct(9, 0, 60_000), LABELED, ["ZScoreNormalization"]) is None
+
+
+def test_order_of_axes_does_not_matter():
+    assert why_odd(ct(9, shape=(30, 30, 20), spacing=(0.8, 0.8, 5.0)), LABELED, ["CTNormalization"]) is None
+
+
+def test_survives_json():
+    summary = ct(1)
+    assert from_json(json.loads(json.dumps(summary))) == summary
+    assert from_json(None) is None
+
+
+def test_odd_scans_are_noted_at_every_start(tiny_dataset):
+    write_image(tiny_dataset.images_un / "coarse_0000.nii.gz", make_scan(70)[0], (1.0, 1.0, 9.0))
+    for _ in range(2):
+        pool = update(tiny_dataset)
+        assert "coarse" in pool.identifiers
+        assert pool.notes == [
+            "1 unlabeled scans look unlike the labeled ones, please check: coarse (spacing 1x1x9 mm)."
+        ]
+
+
+def test_a_spacing_in_another_unit_is_refused_before_memory_is_full(tiny_dataset):
+    write_image(tiny_dataset.images_un / "meters_0000.nii.gz", make_scan(70)[0], (1000.0, 1000.0, 1000.0))
+    with pytest.raises(UserError, match=r"imagesUn/meters would have 1.7e\+13 voxels .* is probably wrong"):
+        update(tiny_dataset)
