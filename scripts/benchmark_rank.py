@@ -63,7 +63,7 @@ def main() -> int:
 def _measure(args: argparse.Namespace, model: ModelFolder, fold: int | str) -> tuple[dict, dict, list]:
     """Sums of ``rank`` and true errors of each scan, remembered in ``<o>/measured.json``."""
     base = locate_dataset(model.dataset).preprocessed
-    predictor = PairPredictor(model, [fold], args.chk, torch.device(args.device))
+    predictor = PairPredictor(model, [fold], args.chk, torch.device(args.device), not args.disable_tta)
     source = StoreCases(model, [fold], 1, print)
     folder = base / predictor.configuration_manager.data_identifier
     dataset_class = infer_dataset_class(str(folder))
@@ -76,7 +76,7 @@ def _measure(args: argparse.Namespace, model: ModelFolder, fold: int | str) -> t
     structures = structures_of(predictor, model)
     args.o.mkdir(parents=True, exist_ok=True)
     cache = args.o / "measured.json"
-    identity = file_hash(model.checkpoint(fold, args.chk))
+    identity = [file_hash(model.checkpoint(fold, args.chk)), not args.disable_tta]
     measured = json.loads(cache.read_text()) if cache.is_file() else {}
     if measured.get("checkpoint") != identity:
         measured = {"checkpoint": identity, "cases": {}}
@@ -137,6 +137,7 @@ def _judge(records: dict, errors: dict, structures: list, args: argparse.Namespa
     random = np.array([mean_true[rng.permutation(len(cases))[: args.budget]].mean() for _ in range(_RESAMPLES)])
     return {
         "dataset": args.d, "trainer": args.tr, "plans": args.p, "fold": args.f, "scans": len(cases),
+        "mirroring": not args.disable_tta,
         "budget": args.budget, "diversity": args.diversity,
         "true_error": {"mean": float(mean_true.mean()), "standard_deviation": float(mean_true.std(ddof=1)),
                        "per_structure": {item["name"]: float(np.nanmean(true[:, index]))
@@ -228,6 +229,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-chk", default="checkpoint_final.pth")
     parser.add_argument("-o", type=Path, default=Path("rank_benchmark"))
     parser.add_argument("-device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--disable_tta", action="store_true", help="predict without mirroring")
     parser.add_argument("--cases", type=int, default=40, help="scans drawn from the key unlabeled")
     parser.add_argument("--budget", type=int, default=10)
     parser.add_argument("--diversity", type=float, default=0.5)

@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=int, default=10, metavar="K", help="scans you can label next (default: 10)")
     parser.add_argument("--diversity", type=float, default=0.5, metavar="X",
                         help="0: by score alone, 1: as unlike each other as possible (default: 0.5)")
+    parser.add_argument("--disable_tta", action="store_true",
+                        help="predict without mirroring: in 3D an eighth of the time, less exact")
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], help="default: cuda if there")
     parser.add_argument("-np", type=int, default=2, metavar="N", help="processes for preprocessing (default: 2)")
     parser.add_argument("--anonymise", action="store_true", help="number the scans in all files written for reading")
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     request = RankRequest(args.d, args.c, [parse_fold(fold) for fold in args.f], args.tr, args.p, args.chk, args.i,
-                          args.budget, args.diversity)
+                          args.budget, args.diversity, not args.disable_tta)
     ranking = rank_cases(request, args.o, device, args.np, not args.no_images)
     named = finish_ranking(ranking, args.o, images=False)
     page = finish_ranking(ranking, args.o, images=not args.no_images, anonymise=args.anonymise)

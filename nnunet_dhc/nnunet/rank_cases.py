@@ -50,6 +50,7 @@ class RankRequest:
         images: Folder of scans; None ranks the dataset's own unlabeled cases.
         budget: How many scans can be labeled next.
         diversity: 0 (by score alone) to 1 (farthest-point sampling alone).
+        mirroring: nnU-Net's test-time augmentation; without it, a 3D scan takes an eighth of the time.
     """
 
     dataset: str | int
@@ -61,6 +62,7 @@ class RankRequest:
     images: Path | None = None
     budget: int = 10
     diversity: float = 0.5
+    mirroring: bool = True
 
 
 class PairPredictor:
@@ -71,7 +73,8 @@ class PairPredictor:
     """
 
     def __init__(
-        self, model: ModelFolder, folds: Sequence[int | str], checkpoint_name: str, device: torch.device
+        self, model: ModelFolder, folds: Sequence[int | str], checkpoint_name: str, device: torch.device,
+        mirroring: bool = True,
     ) -> None:
         model.require_checkpoints(folds, checkpoint_name)
         self.plans_manager, self.configuration_manager = model.managers()
@@ -81,6 +84,7 @@ class PairPredictor:
                 "every scan: rank with 3d_fullres or with the first stage (-c)"
             )
         self.predictor = new_predictor(device)
+        self.predictor.use_mirroring = self.predictor.use_mirroring and mirroring
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # how the trainer was searched for
                 self.predictor.initialize_from_trained_model_folder(str(model.path), tuple(folds), checkpoint_name)
@@ -147,7 +151,7 @@ def rank_cases(
     if not 0.0 <= request.diversity <= 1.0:
         raise UserError(f"--diversity {request.diversity}: between 0 and 1")
     model = find_model_folder(request.dataset, request.trainer, request.plans_identifier, request.configuration)
-    predictor = PairPredictor(model, request.folds, request.checkpoint_name, device)
+    predictor = PairPredictor(model, request.folds, request.checkpoint_name, device, request.mirroring)
     source: CaseSource
     if request.images is None:
         source = StoreCases(model, request.folds, num_processes, say)
@@ -167,7 +171,7 @@ def rank_cases(
     ranking["model"] = {
         "dataset": model.dataset, "trainer": model.trainer, "plans": model.plans_identifier,
         "configuration": model.configuration, "folds": list(request.folds), "checkpoint": request.checkpoint_name,
-        "sha256": hashes,
+        "sha256": hashes, "mirroring": request.mirroring,
     }
     ranking["source"] = source.description
     ranking["left_out"] = [{"case": case, "reason": reason} for case, reason in sorted(source.left_out.items())]
@@ -246,8 +250,9 @@ def _records(
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(folder)
     records, todo = {}, []
+    common = [_CASE_FORMAT, hashes, predictor.predictor.use_mirroring]
     for case in source.identifiers:
-        identity = hashlib.sha256(json.dumps([_CASE_FORMAT, hashes, source.made_from(case)]).encode()).hexdigest()
+        identity = hashlib.sha256(json.dumps([*common, source.made_from(case)]).encode()).hexdigest()
         record = _remembered(folder, case, identity, with_pictures)
         if record is None:
             todo.append((case, identity))

@@ -14,8 +14,7 @@ from tiny_data import TINY_PLANS
 from tiny_training import make_trainer
 
 from nnunet_dhc.cli.main import main
-from nnunet_dhc.nnunet import rank_cases, run_files
-from nnunet_dhc.nnunet.sub_network_dice import new_predictor
+from nnunet_dhc.nnunet import run_files
 from nnunet_dhc.reporting.rank_page import finish_ranking, render_rank_text, write_ranking
 
 
@@ -47,7 +46,7 @@ def made_up(tmp_path, cases=("patient_a", "patient_b", "patient_c")) -> dict:
         "left_out": [{"case": "patient_d", "reason": "has NaN voxels"}],
         "model": {"dataset": "Dataset901_Made", "trainer": "nnUNetTrainerDHC", "plans": "nnUNetPlans",
                   "configuration": "3d_fullres", "folds": [0], "checkpoint": "checkpoint_final.pth",
-                  "sha256": ["a" * 64]},
+                  "sha256": ["a" * 64], "mirroring": True},
     }
 
 
@@ -85,17 +84,12 @@ def test_anonymised_without_images(tmp_path):
 
 @pytest.mark.slow
 def test_from_training_to_page(tiny_dataset, tmp_path, capsys, monkeypatch):
-    def without_mirroring(device):
-        predictor = new_predictor(device)
-        predictor.use_mirroring = False  # an eighth of the work
-        return predictor
-
     monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
     monkeypatch.setattr(run_files, "plot_progress", lambda *_: None)
-    monkeypatch.setattr(rank_cases, "new_predictor", without_mirroring)
     make_trainer(tiny_dataset, num_epochs=1).run_training()
     out = tmp_path / "out"
-    arguments = ["rank", "-d", "999", "-p", TINY_PLANS, "-f", "0", "-np", "1", "-device", "cpu", "-o", str(out)]
+    arguments = ["rank", "-d", "999", "-p", TINY_PLANS, "-f", "0", "-np", "1", "-device", "cpu", "--disable_tta",
+                 "-o", str(out)]
     capsys.readouterr()
     assert main([*arguments, "--budget", "2"]) == 0
     printed = capsys.readouterr().out

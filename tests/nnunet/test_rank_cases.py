@@ -15,11 +15,9 @@ from tiny_training import make_trainer
 
 from nnunet_dhc.core.annotation_value import count_pair
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet import rank_cases as rank_module
 from nnunet_dhc.nnunet.model_folder import find_model_folder
 from nnunet_dhc.nnunet.rank_cases import CASE_FOLDER, PairPredictor, RankRequest, order_records, rank_cases
 from nnunet_dhc.nnunet.rank_planes import disagreement_planes
-from nnunet_dhc.nnunet.sub_network_dice import new_predictor
 
 CPU = torch.device("cpu")
 # case_5 is labeled in fold 1 only, case_4 has a hidden label in both.
@@ -50,15 +48,7 @@ def trained(template, tmp_path, monkeypatch):
     root = tmp_path / "nnunet"
     shutil.copytree(template.root, root)
     _point_at(root, monkeypatch)
-    monkeypatch.setattr(rank_module, "new_predictor", without_mirroring)
     return TinyDataset(root)
-
-
-def without_mirroring(device: torch.device):
-    """The predictor, an eighth of the work."""
-    predictor = new_predictor(device)
-    predictor.use_mirroring = False
-    return predictor
 
 
 def _point_at(root: Path, patch: pytest.MonkeyPatch) -> None:
@@ -79,7 +69,7 @@ def _quiet(patch: pytest.MonkeyPatch) -> None:
 
 def request(**changes) -> RankRequest:
     arguments = {"dataset": 999, "configuration": "3d_fullres", "folds": [0], "plans_identifier": TINY_PLANS,
-                 "checkpoint_name": "checkpoint_final.pth", **changes}
+                 "mirroring": False, **changes}
     return RankRequest(**arguments)
 
 
@@ -127,16 +117,16 @@ def test_own_unlabeled_cases_and_resuming(trained, tmp_path, monkeypatch):
 def test_each_sub_network_alone_and_folds_averaged(trained):
     model = find_model_folder(999, "nnUNetTrainerDHC", TINY_PLANS, "3d_fullres")
     image = np.random.default_rng(0).normal(size=(1, 20, 18, 17)).astype(np.float32)
-    a, b = PairPredictor(model, [0], "checkpoint_final.pth", CPU).logits(image)
+    a, b = PairPredictor(model, [0], "checkpoint_final.pth", CPU, mirroring=False).logits(image)
     assert a.shape == b.shape == (4, 20, 18, 17)
     assert not torch.equal(a, b)
-    mean = PairPredictor(model, [0], "checkpoint_final.pth", CPU).predictor.predict_logits_from_preprocessed_data(
-        torch.from_numpy(image))
+    pair = PairPredictor(model, [0], "checkpoint_final.pth", CPU, mirroring=False)
+    mean = pair.predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image))
     # nnU-Net sums up in half precision, which is coarse near the border, where the weights of a patch are tiny.
     inside = (slice(None), *[slice(4, -4)] * 3)
     torch.testing.assert_close(((a.float() + b.float()) / 2)[inside], mean.float()[inside], atol=2e-2, rtol=2e-2)
-    other, _ = PairPredictor(model, [1], "checkpoint_final.pth", CPU).logits(image)
-    both, _ = PairPredictor(model, [0, 1], "checkpoint_final.pth", CPU).logits(image)
+    other, _ = PairPredictor(model, [1], "checkpoint_final.pth", CPU, mirroring=False).logits(image)
+    both, _ = PairPredictor(model, [0, 1], "checkpoint_final.pth", CPU, mirroring=False).logits(image)
     averaged = (a.float() + other.float()) / 2
     torch.testing.assert_close(both.float()[inside], averaged[inside], atol=2e-2, rtol=2e-2)
 
