@@ -125,7 +125,7 @@ def _body(p: _Painter) -> None:
     inner = hu["fat"] + p.textures["stranded"] * (hu["wall"] - 20 - hu["fat"]) * 0.7
     p.canvas.paint(_inner_wall(p), inner + 3 * p.textures["grain"], box, 0, 0.6)
     # Ribs: arcs in the wall of the upper half.
-    z, y, x = np.moveaxis(p.canvas.points, -1, 0)
+    z, y, x = p.canvas.points
     wall = ellipsoid((0, 2, 0), skin - fat - 2)(p.canvas.points)
     phase = p.rng.uniform(0, 22)
     rib = np.maximum(np.abs(wall) - 1.8, np.abs((z + 0.5 * np.abs(y) + phase) % 22 - 11) - 3.0)
@@ -137,7 +137,7 @@ def _spine_and_muscles(p: _Painter) -> None:
     hu = p.patient.hu
     column = tube(p.jitter([(-130, 33, 0), (0, 30, 0), (130, 33, 0)], 1.0), (11, 11, 11), (1, 1.1, 1))
     box = p.canvas.box([(-130, 30, -14), (130, 48, 14)], 8)
-    z = p.canvas.points[..., 0]
+    z = p.canvas.points[0]
     vertebra = 1 / (1 + np.exp((np.abs((z + p.rng.uniform(0, 24)) % 24 - 12) - 9) / 0.6))
     bone = hu["disc"] + vertebra * (hu["bone"] - hu["disc"]) + 8 * p.textures["mottle"] * vertebra
     for side in (-1, 1):
@@ -154,7 +154,7 @@ def _spine_and_muscles(p: _Painter) -> None:
 
 def _lungs_and_heart(p: _Painter) -> None:
     hu = p.patient.hu
-    z, y, x = np.moveaxis(p.canvas.points, -1, 0)
+    z, y, x = p.canvas.points
     dome = 66 + p.rng.normal(0, 4)
     for side in (-1, 1):
         height = dome - (4 if side > 0 else 0) - ((x - 30 * side) ** 2 + 0.7 * (y - 4) ** 2) / 55

@@ -27,7 +27,7 @@ import numpy as np
 from scipy import ndimage
 
 from nnunet_dhc.demo.anatomy import CLASSES, Patient, draw_patient, paint_patient
-from nnunet_dhc.demo.shapes import Canvas, rotation, smooth_noise
+from nnunet_dhc.demo.shapes import Canvas, rotation, smooth_noise, turned
 
 VERSION = 1
 
@@ -68,13 +68,13 @@ def make_case(seed: int, absent_organs: bool = True) -> PhantomCase:
 def _warped_points(rng: np.random.Generator, shape: tuple[int, ...], spacing: tuple[float, ...]) -> np.ndarray:
     """Coordinates of every voxel in the patient's own frame, in mm: pose, body size and a smooth deformation."""
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    points += rng.normal(0, (6, 2, 2)).astype(np.float32)
-    points = points @ rotation(rng.normal(0, (4, 3, 3))).astype(np.float32)
-    points /= rng.normal(1.0, (0.05, 0.04, 0.04)).clip(0.9, 1.1).astype(np.float32)
-    for axis, amplitude in enumerate((3.5, 2.5, 2.5)):
-        points[..., axis] += amplitude * smooth_noise(rng, shape, spacing, length_mm=48)
-        points[..., axis] += 0.8 * smooth_noise(rng, shape, spacing, length_mm=18)
+    middle = rng.normal(0, (6, 2, 2)).astype(np.float32)
+    grid = [axis + m for axis, m in zip(np.meshgrid(*axes, indexing="ij"), middle, strict=True)]
+    points = np.stack(turned(grid, rotation(rng.normal(0, (4, 3, 3)))))
+    points /= rng.normal(1.0, (0.05, 0.04, 0.04)).clip(0.9, 1.1).astype(np.float32)[:, None, None, None]
+    for component, amplitude in zip(points, (3.5, 2.5, 2.5), strict=True):
+        component += amplitude * smooth_noise(rng, shape, spacing, length_mm=48)
+        component += 0.8 * smooth_noise(rng, shape, spacing, length_mm=18)
     return points
 
 

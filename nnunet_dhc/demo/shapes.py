@@ -2,7 +2,7 @@
 """Implicit shapes of the phantom: distances in mm on warped coordinates, and the canvas they are painted on.
 
 Every shape gives a signed distance in mm (negative inside; exact near the surface only). Coordinates are
-(z, y, x) in mm: z towards the head, y towards the back, x towards the left side of the patient.
+(z, y, x) in mm, shape (3, ...): z towards the head, y towards the back, x towards the left side of the patient.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ Point = Sequence[float]
 Distance = Callable[[np.ndarray], np.ndarray]
 
 
-def _length(vectors: np.ndarray) -> np.ndarray:
-    """Euclidean length along the last axis; several times as fast as ``np.linalg.norm`` on three components."""
-    return np.sqrt(np.einsum("...i,...i->...", vectors, vectors))
+def _length(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """Euclidean length of vectors given by component."""
+    return np.sqrt(sum(component * component for component in vectors))
+
+
+def turned(vectors: Sequence[np.ndarray], matrix: np.ndarray) -> list[np.ndarray]:
+    """Row vectors, given by component, times a (3, 3) matrix.
+
+    Written out: for three components a BLAS call is slower, and its threads wait for each other on a busy machine.
+    """
+    m = matrix.astype(np.float32)
+    return [vectors[0] * m[0, j] + vectors[1] * m[1, j] + vectors[2] * m[2, j] for j in range(3)]
 
 
 def rotation(angles_deg: Point) -> np.ndarray:
@@ -32,13 +41,14 @@ def rotation(angles_deg: Point) -> np.ndarray:
 
 def ellipsoid(center: Point, radii: Point, angles_deg: Point = (0, 0, 0)) -> Distance:
     """Ellipsoid with half axes ``radii`` in mm."""
-    turn = rotation(angles_deg).astype(np.float32)
+    turn = rotation(angles_deg)
     center_, radii_ = np.asarray(center, np.float32), np.asarray(radii, np.float32)
 
     def distance(points: np.ndarray) -> np.ndarray:
-        local = (points - center_) @ turn
-        k0 = _length(local / radii_)
-        k1 = _length(local / radii_**2)
+        local = turned([p - c for p, c in zip(points, center_, strict=True)], turn)
+        scaled = [component / r for component, r in zip(local, radii_, strict=True)]
+        k0 = _length(scaled)
+        k1 = _length([component / r for component, r in zip(scaled, radii_, strict=True)])
         return k0 * (k0 - 1) / np.maximum(k1, 1e-6)
 
     return distance
@@ -50,12 +60,14 @@ def tube(path: Sequence[Point], radii: Point, flatten: Point = (1, 1, 1)) -> Dis
     radii_, flatten_ = np.asarray(radii, np.float32), np.asarray(flatten, np.float32)
 
     def distance(points: np.ndarray) -> np.ndarray:
-        scaled = points * flatten_
-        best = np.full(points.shape[:-1], np.inf, np.float32)
+        scaled = points * flatten_[:, None, None, None]
+        best = np.full(points.shape[1:], np.inf, np.float32)
         for start, end, r0, r1 in zip(corners[:-1], corners[1:], radii_[:-1], radii_[1:], strict=True):
             axis = end - start
-            share = np.clip((scaled - start) @ axis / max(float(axis @ axis), 1e-6), 0, 1)
-            gap = _length(scaled - start - share[..., None] * axis)
+            offset = [component - s for component, s in zip(scaled, start, strict=True)]
+            along = sum(component * a for component, a in zip(offset, axis, strict=True))
+            share = np.clip(along / max(float((axis * axis).sum()), 1e-6), 0, 1)
+            gap = _length([component - share * a for component, a in zip(offset, axis, strict=True)])
             np.minimum(best, gap - (r0 + share * (r1 - r0)), out=best)
         return best
 
@@ -64,13 +76,15 @@ def tube(path: Sequence[Point], radii: Point, flatten: Point = (1, 1, 1)) -> Dis
 
 def plate(center: Point, half_sizes: Point, angles_deg: Point = (0, 0, 0)) -> Distance:
     """Box with rounded edges, half as wide as ``half_sizes`` in mm (a limb of an adrenal gland, a crus)."""
-    turn = rotation(angles_deg).astype(np.float32)
+    turn = rotation(angles_deg)
     center_, halves = np.asarray(center, np.float32), np.asarray(half_sizes, np.float32)
     edge = float(halves.min()) * 0.8
 
     def distance(points: np.ndarray) -> np.ndarray:
-        over = np.abs((points - center_) @ turn) - (halves - edge)
-        return _length(np.maximum(over, 0)) + np.minimum(over.max(axis=-1), 0) - edge
+        local = turned([p - c for p, c in zip(points, center_, strict=True)], turn)
+        over = [np.abs(component) - (half - edge) for component, half in zip(local, halves, strict=True)]
+        outside = _length([np.maximum(component, 0) for component in over])
+        return outside + np.minimum(np.maximum(np.maximum(over[0], over[1]), over[2]), 0) - edge
 
     return distance
 
@@ -125,18 +139,18 @@ class Canvas:
 
     def __init__(self, points: np.ndarray, spacing_mm: Point, bumps: np.ndarray, background: float) -> None:
         self.points = points
-        self.image = np.full(points.shape[:-1], background, np.float32)
-        self.segmentation = np.zeros(points.shape[:-1], np.uint8)
+        self.image = np.full(points.shape[1:], background, np.float32)
+        self.segmentation = np.zeros(points.shape[1:], np.uint8)
         self.edge_mm = float(np.cbrt(np.prod(spacing_mm)))
         self.wall: np.ndarray | None = None
         self._bumps = bumps
-        self._coarse = points[::4, ::4, ::4]
+        self._coarse = points[:, ::4, ::4, ::4]
 
     def box(self, corners: Sequence[Point], reach_mm: float) -> tuple[slice, ...]:
         """Smallest box of voxels that holds everything within ``reach_mm`` of the corners' bounding box."""
-        low = np.min(corners, axis=0) - reach_mm
-        high = np.max(corners, axis=0) + reach_mm
-        inside = np.all((self._coarse >= low) & (self._coarse <= high), axis=-1)
+        low = (np.min(corners, axis=0) - reach_mm)[:, None, None, None]
+        high = (np.max(corners, axis=0) + reach_mm)[:, None, None, None]
+        inside = np.all((self._coarse >= low) & (self._coarse <= high), axis=0)
         found = ndimage.find_objects(inside.astype(np.int8))
         if not found or found[0] is None:
             return (slice(0, 0),) * 3
@@ -148,7 +162,7 @@ class Canvas:
 
         ``label=None`` keeps the segmentation (something inside an organ); ``only_in`` paints on that label alone.
         """
-        view = self.points[box]
+        view = self.points[(slice(None), *box)]
         if view.size == 0:
             return
         distance = shape(view)

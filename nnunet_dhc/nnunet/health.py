@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,8 +146,9 @@ def supported_range(requirement: str) -> str:
     except metadata.PackageNotFoundError:
         return ""
     for line in lines:
-        if "extra ==" not in line and line.split(";")[0].strip().startswith(requirement):
-            return line.split(";")[0].strip()[len(requirement):].strip()
+        match = re.fullmatch(rf"{re.escape(requirement)}\s*([^\w\s.-][^;]*)?", line.strip())
+        if match:
+            return (match[1] or "").strip()
     return ""
 
 
