@@ -28,6 +28,7 @@ class PartTimer:
             self._around(module, "forward", part)
         for name, part in (
             ("pseudo_labels", "pseudo labels"), ("update_weights", "class weights"), ("terms", "losses"),
+            ("sums", "losses"), ("losses", "losses"), ("peer_target", "losses"),
         ):
             self._around(objective, name, part)
         self._around(trainer, "_clip_gradients", "clip")

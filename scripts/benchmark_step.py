@@ -105,13 +105,11 @@ def switch_amp_off(trainer: Any) -> None:
     import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as stock
     from nnunetv2.utilities.helpers import dummy_context
 
-    from nnunet_dhc.nnunet import low_memory_step
-    from nnunet_dhc.trainers import pair_trainer
+    from nnunet_dhc.nnunet import whole_step
 
     trainer.grad_scaler = None
-    for module in (stock, pair_trainer, low_memory_step):
-        if hasattr(module, "autocast"):
-            module.autocast = lambda *args, **kwargs: dummy_context()
+    for module in (stock, whole_step):
+        module.autocast = lambda *args, **kwargs: dummy_context()
 
 
 class Clock:

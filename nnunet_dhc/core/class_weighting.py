@@ -76,6 +76,10 @@ class ClassWeighting(ABC):
         """Everything that the next update depends on, as copies: tensors by name, and `num_classes`."""
         return {"num_classes": self.num_classes, **{name: value.clone() for name, value in self._state.items()}}
 
+    def snapshot(self) -> dict[str, Any]:
+        """As `state_dict`, without copies: an update makes new tensors and writes into none."""
+        return {"num_classes": self.num_classes, **self._state}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; the tensors move to the device of the next statistic by themselves.
 
@@ -97,7 +101,7 @@ class ClassWeighting(ABC):
 
         Args:
             condition: Scalar bool tensor.
-            state: What `state_dict` returned earlier.
+            state: What `state_dict` or `snapshot` returned earlier.
         """
         for key, own in self._state.items():
             self._state[key] = torch.where(condition.to(own.device), state[key].to(own.device), own)

@@ -23,6 +23,8 @@ from nnunet_dhc.core.loss_sums import LossSums
 
 DIFFERENTIABLE = ("cross_entropy", "intersection", "predicted")
 Key = tuple[str, int, str]
+"""Term ("supervised" or "unsupervised"), output, name of the sum."""
+Gradients = dict[Key, Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def join_sums(groups: Sequence[TermSums]) -> TermSums:
 
 def gradients_by_group(
     loss: Tensor, leaves: Sequence[TermSums], groups: Sequence[Sequence[TermSums]]
-) -> list[list[dict[Key, Tensor]]]:
+) -> list[list[Gradients]]:
     """Gradient of a loss with respect to the sums of each group of each network.
 
     Args:
@@ -102,7 +104,7 @@ def gradients_by_group(
     return result
 
 
-def _cut(whole: dict[Key, Tensor | None], start: dict[Key, int], part: dict[Key, Tensor]) -> dict[Key, Tensor]:
+def _cut(whole: dict[Key, Tensor | None], start: dict[Key, int], part: dict[Key, Tensor]) -> Gradients:
     """The rows of one group; moves `start` to the next one."""
     rows = {}
     for key, value in part.items():
@@ -113,7 +115,7 @@ def _cut(whole: dict[Key, Tensor | None], start: dict[Key, int], part: dict[Key,
     return rows
 
 
-def backward_from_sums(sums: TermSums, gradients: dict[Key, Tensor]) -> None:
+def backward_from_sums(sums: TermSums, gradients: Gradients) -> None:
     """Add a group's part of the gradient to the parameters that its sums were made with."""
     tensors = sums.tensors()
     if gradients:

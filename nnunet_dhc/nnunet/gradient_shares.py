@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nnunet_dhc.core.co_training import CoTrainingTerms
+from nnunet_dhc.core.term_sums import Gradients, TermSums
 
 
 def gradient_shares(
@@ -26,9 +27,46 @@ def gradient_shares(
     logits = [logits_a, logits_b]
     supervised = torch.autograd.grad(terms.supervised_a + terms.supervised_b, logits, retain_graph=True)
     unsupervised = torch.autograd.grad(terms.unsupervised_a + terms.unsupervised_b, logits, retain_graph=True)
-    from_supervised = _norm(supervised)
-    from_unsupervised = loss_weight * _norm(unsupervised)
-    from_unlabeled = loss_weight * _norm([gradient[num_labeled:] for gradient in unsupervised])
+    return _shares(
+        _norm(supervised),
+        loss_weight * _norm(unsupervised),
+        loss_weight * _norm([gradient[num_labeled:] for gradient in unsupervised]),
+    )
+
+
+class ShareMeasurement:
+    """The same figures, added up over groups of patches that are never in memory together."""
+
+    def __init__(self) -> None:
+        self._squares = {"supervised": 0.0, "unsupervised": 0.0, "unlabeled": 0.0}
+
+    def add(self, sums: TermSums, gradients: Gradients, logits: Tensor, is_labeled: bool) -> None:
+        """One group of one network.
+
+        Args:
+            sums: With a graph, which is kept.
+            gradients: Of the whole loss with respect to them.
+            logits: At full resolution, the start of that graph.
+        """
+        tensors = sums.tensors()
+        for term in ("supervised", "unsupervised"):
+            keys = [key for key in gradients if key[0] == term and key[1] == 0]
+            if not keys:
+                continue
+            (at_logits,) = torch.autograd.grad(
+                [tensors[key] for key in keys], [logits], [gradients[key] for key in keys], retain_graph=True
+            )
+            square = _norm([at_logits]) ** 2
+            self._squares[term] += square
+            if term == "unsupervised" and not is_labeled:
+                self._squares["unlabeled"] += square
+
+    def read(self) -> tuple[float, float]:
+        """As `gradient_shares` gives them."""
+        return _shares(*(square**0.5 for square in self._squares.values()))
+
+
+def _shares(from_supervised: float, from_unsupervised: float, from_unlabeled: float) -> tuple[float, float]:
     whole = from_supervised + from_unsupervised
     return (from_unsupervised / whole, from_unlabeled / whole) if whole > 0 else (float("nan"), float("nan"))
 

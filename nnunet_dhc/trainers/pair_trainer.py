@@ -9,11 +9,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Tensor, autocast, nn
+from torch import Tensor, nn
 
-from nnunet_dhc.core.across_ranks import sum_across_ranks
 from nnunet_dhc.core.collapse import CollapseMonitor
 from nnunet_dhc.core.rampup import gaussian_rampup
 from nnunet_dhc.errors import UserError
@@ -23,16 +21,17 @@ from nnunet_dhc.nnunet.checkpoint import read_checkpoint, save_extended
 from nnunet_dhc.nnunet.cotrained_pair import CoTrainedPair, initialize_sub_networks, mean_logits, unwrapped
 from nnunet_dhc.nnunet.epoch_statistics import TrainingStatistics, ValidationStatistics
 from nnunet_dhc.nnunet.fold_cases import ensure_splits_file, read_fold_cases
-from nnunet_dhc.nnunet.gradient_shares import gradient_shares
 from nnunet_dhc.nnunet.objective import build_objective, class_names
 from nnunet_dhc.nnunet.paired_loader import PairedLoader
 from nnunet_dhc.nnunet.preparation import TrainingData, prepare_training_data
 from nnunet_dhc.nnunet.recipe import Recipe, recipe_from_plans
 from nnunet_dhc.nnunet.reliable_trainer import ReliableTrainer
 from nnunet_dhc.nnunet.run_files import RunFiles
+from nnunet_dhc.nnunet.step_mode import StepMode
 from nnunet_dhc.nnunet.step_timer import StepTimer
 from nnunet_dhc.nnunet.unlabeled_loader import UnlabeledDataset
 from nnunet_dhc.nnunet.unlabeled_stream import unlabeled_stream
+from nnunet_dhc.nnunet.whole_step import StepInputs, StepOutcome, as_list, mixed_precision
 
 GRADIENT_NORM_LIMIT = 12  # nnU-Net's, here for each sub-network by itself
 
@@ -62,7 +61,7 @@ class PairTrainer(ReliableTrainer):
         self.save_every = sys.maxsize  # we write checkpoint_latest ourselves, after _best_ema of the epoch is known
         self.seed = seeding.requested_seed()
         self.data: TrainingData | None = None
-        self.objective = self.monitor = None  # -> initialize
+        self.objective = self.monitor = self.step_mode = None  # -> initialize
         self.files = RunFiles(self.output_folder)
         self.timer = StepTimer(self.device)
         self._checkpoint_state: dict | None = None
@@ -98,6 +97,7 @@ class PairTrainer(ReliableTrainer):
         self.monitor = CollapseMonitor(
             self.class_names[1:], self.recipe.collapse_patience or max(3, round(0.05 * self.num_epochs))
         )
+        self.step_mode = StepMode(self.recipe.low_memory, self)
 
     @property
     def pair(self) -> CoTrainedPair:
@@ -245,70 +245,51 @@ class PairTrainer(ReliableTrainer):
         # The schedule draws unlabeled patches in a part of the steps; there they count so much more.
         loss_weight = self.loss_weight / self.unlabeled_rate if unsupervised else 0.0
 
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast("cuda") if self.device.type == "cuda" else dummy_context():
-            with self.pair.giving("both"):
-                outputs_a, outputs_b = map(_as_list, self.network(images))
-            before = [weighting.state_dict() for weighting in self._weightings.values()]
-            pseudo_a, pseudo_b = self.objective.pseudo_labels(outputs_a[0], outputs_b[0])
-            weights_a, weights_b, counts = self.objective.update_weights(pseudo_a, pseudo_b, targets[0])
-            terms = self.objective.terms(
-                outputs_a, outputs_b, targets, pseudo_a, pseudo_b, weights_a, weights_b, unsupervised
-            )
-            total = terms.total(loss_weight)
-        # One rank's NaN reaches all ranks through the gradients: all of them must skip the step and keep their weights.
-        non_finite = ~torch.isfinite(total.detach())
-        if self.is_ddp:
-            non_finite = sum_across_ranks(non_finite.float()) > 0
-        for weighting, state in zip(self._weightings.values(), before, strict=True):
-            weighting.revert_where(non_finite, state)
         measures_shares = unsupervised and self._shares_due  # the same on all ranks: the measurement reduces over them
-        if measures_shares:
-            self.statistics.gradient_share, self.statistics.unlabeled_gradient_share = gradient_shares(
-                terms, loss_weight, outputs_a[0], outputs_b[0], len(targets[0])
-            )
-        self.timer.mark("forward")
-        norms = self._backward_and_step(total)
+        inputs = StepInputs(images, targets, unsupervised, loss_weight, measures_shares)
+        self.optimizer.zero_grad(set_to_none=True)
+        outcome = self.step_mode.gradients(self, inputs)
+        norms = self._clip_gradients()
+        if self.grad_scaler is not None:
+            self.grad_scaler.step(self.optimizer)  # skips the step of both when any gradient is not finite
+            self.grad_scaler.update()
+        *losses, empty, norm, skipped = self._read(outcome, norms)
+        finite = skipped == 0
+        if self.grad_scaler is None and finite and np.isfinite(norm):
+            self.optimizer.step()
         self.timer.mark("backward")
 
-        of_terms = (terms.supervised_a, terms.supervised_b, terms.unsupervised_a, terms.unsupervised_b)
-        read = torch.stack([total, *of_terms, terms.empty_cross_entropies, norms.sum(), non_finite.float()])
-        values = read.detach().cpu().numpy()
-        finite = values[7] == 0
-        if measures_shares:
+        if outcome.shares is not None:
+            self.statistics.gradient_share, self.statistics.unlabeled_gradient_share = outcome.shares
             self._shares_due = not finite
         self.statistics.add(
-            values[:5].astype(np.float64),
-            values[5],
-            counts,
+            np.asarray(losses, dtype=np.float64),
+            empty,
+            outcome.counts,
             has_unlabeled,
             finite,
-            overflow=finite and not np.isfinite(values[6]),
+            overflow=finite and not np.isfinite(norm),
         )
         self._stop_if_never_finite(finite, batch)
         self._choose_streams(self.statistics.steps)
         self.files.estimate_duration(self)
-        return {"loss": values[0]}
-
-    def _backward_and_step(self, total: Tensor) -> Tensor:
-        """One optimiser step of both sub-networks, each with its own gradient norm clipped; the norms, (2,)."""
-        if self.grad_scaler is not None:
-            self.grad_scaler.scale(total).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            norms = self._clip_gradients()
-            self.grad_scaler.step(self.optimizer)  # skips the step of both when any gradient is not finite
-            self.grad_scaler.update()
-            return norms
-        total.backward()
-        norms = self._clip_gradients()
-        if torch.isfinite(norms).all():
-            self.optimizer.step()
-        return norms
+        return {"loss": losses[0]}
 
     def _clip_gradients(self) -> Tensor:
+        """Clip the gradient of each sub-network by itself; the norms before, (2,)."""
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)
         return torch.stack(
             [nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM_LIMIT) for network in self.pair.sub_networks]
         )
+
+    @staticmethod
+    def _read(outcome: StepOutcome, norms: Tensor) -> np.ndarray:
+        """Everything that the host needs of a step, in the one place where it waits for the device."""
+        terms = outcome.terms
+        of_terms = (terms.supervised_a, terms.supervised_b, terms.unsupervised_a, terms.unsupervised_b)
+        values = [outcome.total, *of_terms, terms.empty_cross_entropies, norms.sum(), outcome.non_finite.float()]
+        return torch.stack(values).detach().cpu().numpy()
 
     def _stop_if_never_finite(self, finite: bool, batch: dict) -> None:
         self._non_finite_in_a_row = 0 if finite else self._non_finite_in_a_row + 1
@@ -326,13 +307,13 @@ class PairTrainer(ReliableTrainer):
         self.validation_statistics = ValidationStatistics(self.objective.labels)
 
     def validation_step(self, batch: dict) -> dict:
-        with autocast("cuda") if self.device.type == "cuda" else dummy_context():
+        with mixed_precision(self.device):
             with self.pair.giving("both"):
                 logits_a, logits_b = self.network(batch["data"].to(self.device, non_blocking=True))
         target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
         # before nnU-Net's step, which overwrites ignored voxels of the target in place
         self.validation_statistics.add(
-            _as_list(logits_a)[0], _as_list(logits_b)[0], target.to(self.device, non_blocking=True)
+            as_list(logits_a)[0], as_list(logits_b)[0], target.to(self.device, non_blocking=True)
         )
         with self._network_gives(mean_logits(logits_a, logits_b)):
             return super().validation_step(batch)
@@ -383,7 +364,3 @@ class PairTrainer(ReliableTrainer):
         state = read_checkpoint(filename_or_checkpoint, type(self).__name__)
         super().load_checkpoint(filename_or_checkpoint)
         self._checkpoint_state = state["nnunet_dhc"]
-
-
-def _as_list(output) -> list[Tensor]:
-    return list(output) if isinstance(output, (list, tuple)) else [output]
