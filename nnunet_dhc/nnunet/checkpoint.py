@@ -12,6 +12,9 @@ from typing import Any
 import torch
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.atomic_files import sync_folder
+from nnunet_dhc.nnunet.explained_errors import is_full
+from nnunet_dhc.nnunet.graceful_stop import StopSignals
 
 STATE_KEY = "nnunet_dhc"
 FORMAT = 1
@@ -29,25 +32,35 @@ def save_extended(save_stock: Callable[[str], None], filename: str, state: dict[
         state: Tensors, numbers, strings and containers of them (loads with ``weights_only=True``).
     """
     stock, extended = f"{filename}.stock.tmp", f"{filename}.tmp"
-    try:
-        save_stock(stock)
-        if not os.path.isfile(stock):
-            return
-        checkpoint = torch.load(stock, map_location="cpu", weights_only=False, mmap=True)
-        with open(extended, "wb") as file:
-            torch.save({**checkpoint, STATE_KEY: {"format": FORMAT, **state}}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(extended, filename)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {filename} ({error.strerror or error}); the previous checkpoint is kept. Free "
-            "disk space or make the folder writable, then continue with --c"
-        ) from error
-    finally:
-        for leftover in (stock, extended):
-            if os.path.exists(leftover):
-                os.remove(leftover)
+    with StopSignals.held():
+        try:
+            save_stock(stock)
+            if not os.path.isfile(stock):
+                return
+            checkpoint = torch.load(stock, map_location="cpu", weights_only=False, mmap=True)
+            with open(extended, "wb") as file:
+                torch.save({**checkpoint, STATE_KEY: {"format": FORMAT, **state}}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(extended, filename)
+            sync_folder(os.path.dirname(filename))
+        except (OSError, RuntimeError) as error:  # torch's own writer says RuntimeError for a full disk
+            raise UserError(
+                f"cannot write {filename} ({_reason(error, filename)}); the previous checkpoint is kept. Free "
+                "disk space or make the folder writable, then continue with --c"
+            ) from error
+        finally:
+            for leftover in (stock, extended):
+                if os.path.exists(leftover):
+                    os.remove(leftover)
+
+
+def _reason(error: Exception, filename: str) -> str:
+    """What went wrong; call it while the unfinished file still takes up its room."""
+    cause = error.__context__ if isinstance(error.__context__, OSError) else error
+    if isinstance(cause, OSError):
+        return cause.strerror or str(cause)
+    return "No space left on device" if is_full(os.path.dirname(filename)) else " ".join(str(cause).split())[:200]
 
 
 def read_checkpoint(filename: str, trainer_name: str) -> dict[str, Any]:

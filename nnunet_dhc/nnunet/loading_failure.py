@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say in one line why no more batches come: a dead worker, a damaged file, a folder that went away."""
+"""Say in one line why workers give nothing more: one was killed, a file is damaged, a folder went away."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ class GuardedStream:
             self._workers = list(getattr(self.stream, "_processes", ()))  # gone when the stream reports an error
         try:
             return next(self.stream)
-        except UserError:
-            raise
         except Exception as error:
-            raise self._explain(error, self._workers) from error
+            explained = self._explain(error, self._workers)
+            if explained is error:
+                raise
+            raise explained from error
 
 
 def explain_loading_failure(
@@ -70,6 +71,15 @@ def explain_loading_failure(
             f"A data worker failed; its own error is printed above. Once that is repaired, continue with: {resume}"
         )
     return error
+
+
+def killed_while_validating(number: int, resume: str) -> str:
+    """What to do when a worker of the final validation was ended by a signal."""
+    return (
+        f"A worker of the final validation was ended by {signal.Signals(number).name}, most often by the system for "
+        f"lack of memory ({_free_memory()}). The trained model is complete: set nnUNet_def_n_proc to fewer processes, "
+        f"then repeat the validation with: {resume}"
+    )
 
 
 def _was_killed(worker: Any) -> bool:

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.child_watch import ChildWatch
 from nnunet_dhc.nnunet.damaged_files import CaseFolder
 from nnunet_dhc.nnunet.explained_errors import explained
 from nnunet_dhc.nnunet.graceful_stop import Stopped, StopSignals, end_processes, within_seconds
 from nnunet_dhc.nnunet.last_line import end_with_one_line, say_last
-from nnunet_dhc.nnunet.loading_failure import GuardedStream, explain_loading_failure
+from nnunet_dhc.nnunet.loading_failure import GuardedStream, explain_loading_failure, killed_while_validating
 from nnunet_dhc.nnunet.output_folder import claimed, remove_unfinished
 from nnunet_dhc.nnunet.resume_command import has_checkpoint, resume_command
 
@@ -46,14 +48,26 @@ class ReliableTrainer(nnUNetTrainer):
             super().run_training()
 
     def perform_actual_validation(self, save_probabilities: bool = False):
-        with self._ending_well("the final validation"):
-            super().perform_actual_validation(save_probabilities)
+        def explain(number: int) -> str:
+            return killed_while_validating(number, self._resume_command)
+
+        with self._ending_well("the final validation"), ChildWatch(explain) as watch:
+            try:
+                super().perform_actual_validation(save_probabilities)
+            except (Stopped, RuntimeError) as error:
+                number = watch.died_from()
+                if number is None:
+                    raise
+                raise UserError(explain(number)) from error
 
     def get_dataloaders(self):
         try:
             labeled, validation = super().get_dataloaders()
         except (RuntimeError, OSError) as error:
-            raise self._explain_loading(error, ()) from error
+            known = self._explain_loading(error, ())
+            if known is error:
+                raise
+            raise known from error
         return self.guarded(labeled), self.guarded(validation)
 
     def guarded(self, stream: Any) -> GuardedStream:
