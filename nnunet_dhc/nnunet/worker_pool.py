@@ -82,8 +82,8 @@ def _run_in_processes(job: Any, tasks: Iterable[tuple[Callable, Any]], processes
             f"memory. Finished cases are kept: run again with fewer processes (nnunet_dhc preprocess -np "
             f"{max(1, processes // 2)})."
         ) from error
-    except KeyboardInterrupt:
-        # A large scan may take a minute: nobody wants to wait for it after Ctrl-C.
+    except (KeyboardInterrupt, GeneratorExit):
+        # A large scan may take a minute: nobody wants to wait for it after Ctrl-C or an error.
         for process in list((getattr(executor, "_processes", None) or {}).values()):
             process.terminate()
         raise
