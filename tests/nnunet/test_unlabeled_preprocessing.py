@@ -276,7 +276,7 @@ def test_many_links_are_listed_in_linear_time(tiny_dataset, monkeypatch):
     target = tiny_dataset.images_un / "scan_0_0000.nii.gz"
     for number in range(3000):
         os.symlink(target, tiny_dataset.images_un / f"link_{number}_0000.nii.gz")
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError, match=r"link_0, .* and 2993 more"):
         update(tiny_dataset)
-    assert time.perf_counter() - start < 2  # 0.1 s on one core; quadratic listing takes far longer
+    assert time.process_time() - start < 2  # 0.1 s on one core; quadratic listing takes far longer
