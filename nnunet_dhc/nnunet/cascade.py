@@ -29,7 +29,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, sync_folder, temporary_path
 from nnunet_dhc.nnunet.fold_cases import SPLITS_FILE, FoldCases, name_some
 from nnunet_dhc.nnunet.model_folder import file_hash
-from nnunet_dhc.nnunet.sub_network_dice import new_predictor
+from nnunet_dhc.nnunet.sub_network_dice import trained_predictor
 from nnunet_dhc.nnunet.unlabeled_loader import unreadable_case
 from nnunet_dhc.nnunet.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
 from nnunet_dhc.nnunet.unlabeled_store import StoreEntry, UnlabeledStore, case_files
@@ -68,6 +68,17 @@ def require_labeled_predictions(trainer: nnUNetTrainer, cases: FoldCases) -> Non
         f"the cascade's second stage lacks the predictions of {stage} for {len(missing)} of {len(needed)} labeled "
         f"cases ({name_some(missing, 3)}) in {folder}: {remedy}"
     )
+
+
+def note_on_labels(cases: FoldCases) -> list[str]:
+    """What must be known of a cascade's second stage where a split treats labeled cases as unlabeled."""
+    if not cases.unlabeled:
+        return []
+    return [
+        "the first-stage predictions of this fold's labeled cases come from the folds that validate them, which may "
+        "have learned from labels of cases that are unlabeled here: fair against a stock cascade of the same split, "
+        "but not a result of this fold's labels alone"
+    ]
 
 
 def predict_unlabeled(trainer: nnUNetTrainer, cases: FoldCases, pool: UnlabeledPool, num_processes: int) -> str:
@@ -152,8 +163,7 @@ def _predict(trainer: nnUNetTrainer, model: Path, folder: Path, stages: Stages) 
     if not todo:
         return
     trainer.print_to_log_file(f"Predicting {len(todo)} unlabeled cases with {model.name} for this stage, into {folder}")
-    predictor = new_predictor(trainer.device)
-    predictor.initialize_from_trained_model_folder(str(model), (trainer.fold,), CHECKPOINT)
+    predictor = trained_predictor(model, trainer.fold, CHECKPOINT, trainer.device)
     for case in tqdm(todo, desc="First stage of unlabeled cases", disable=trainer.local_rank != 0):
         image, properties = _load(stages.first.folder, case)
         partial = temporary_path(folder, ".b2nd")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -135,7 +137,8 @@ def _bare(key: str) -> str:
 def _new_pair(request: ImportRequest) -> CoTrainedPair:
     """The pair as a new training would start it."""
     try:
-        cls = recursive_find_trainer_class_by_name(request.trainer)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints where it looks
+            cls = recursive_find_trainer_class_by_name(request.trainer)
     except RuntimeError as error:
         raise UserError(f"-tr {request.trainer} is not found; nnunet_dhc methods lists our trainers") from error
     places = locate_dataset(request.dataset)

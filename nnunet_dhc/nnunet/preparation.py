@@ -9,7 +9,7 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_dhc.nnunet.cascade import predict_unlabeled, require_labeled_predictions
+from nnunet_dhc.nnunet.cascade import note_on_labels, predict_unlabeled, require_labeled_predictions
 from nnunet_dhc.nnunet.fold_cases import FoldCases
 from nnunet_dhc.nnunet.labeled_counts import classes_without_labels, labeled_voxel_counts
 from nnunet_dhc.nnunet.run_record import content_hash
@@ -79,6 +79,8 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
             previous_stage_folder = predict_unlabeled(trainer, cases, pool, default_num_processes)
     counts = labeled_voxel_counts(trainer.preprocessed_dataset_folder, list(cases.labeled), trainer.label_manager)
     warnings = list(pool.notes) if pool else []
+    if trainer.is_cascaded:
+        warnings += note_on_labels(cases)
     missing = classes_without_labels(counts, trainer.label_manager)
     if missing:
         warnings.append(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,8 +166,7 @@ class _ValidationCases:
 def _predictors(model: ModelFolder, checkpoint: Path, device: torch.device) -> dict[str, nnUNetPredictor]:
     """nnU-Net's predictor, with the defaults of its final validation, of A and of B."""
     plans_manager, configuration_manager = model.managers()
-    pair = new_predictor(device)
-    pair.initialize_from_trained_model_folder(str(model.path), (checkpoint.parent.name[5:],), checkpoint.name)
+    pair = trained_predictor(model.path, checkpoint.parent.name[5:], checkpoint.name, device)
     predictors = {}
     for name, network in zip(NETWORKS, unwrapped(pair.network).sub_networks, strict=True):
         predictors[name] = new_predictor(device)
@@ -175,6 +175,16 @@ def _predictors(model: ModelFolder, checkpoint: Path, device: torch.device) -> d
             pair.allowed_mirroring_axes,
         )
     return predictors
+
+
+def trained_predictor(
+    model: str | os.PathLike, fold: int | str, checkpoint_name: str, device: torch.device
+) -> nnUNetPredictor:
+    """nnU-Net's predictor with the weights of one fold, without what it prints while it looks for the trainer."""
+    predictor = new_predictor(device)
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor.initialize_from_trained_model_folder(os.fspath(model), (fold,), checkpoint_name)
+    return predictor
 
 
 def new_predictor(device: torch.device) -> nnUNetPredictor:

@@ -124,6 +124,15 @@ def test_trains_and_validates(cascade_dataset):
     assert (Path(trainer.output_folder) / "validation" / "summary.json").is_file()
 
 
+def test_labels_of_other_folds_are_told(cascade_dataset):
+    fold = {"train": ["case_0"], "unlabeled": ["case_1"], "val": ["case_2", "case_3"]}
+    cascade_dataset.write_split([fold, FOLDS[1]])
+    trainer = started(cascade_dataset)
+    assert sorted(trainer.data.unlabeled) == ["case_1", "scan_0", "scan_1"]
+    assert any("which may have learned from labels of cases that are unlabeled here" in warning
+               for warning in trainer.data.warnings)
+
+
 def test_control_trains_too(cascade_dataset):
     shutil.copytree(model_folder(cascade_dataset),
                     cascade_dataset.results / f"nnUNetTrainerPairSupervised__{TINY_PLANS}__3d_lowres")
