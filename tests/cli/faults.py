@@ -223,7 +223,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a worker of the final validation dies", live.prepare_short,
         ("final validation", "ended by SIGKILL", "nnUNet_def_n_proc", "--c"),
-        wait_for="predicting", meanwhile=live.kill_a_validation_worker,
+        wait_for="predicting", meanwhile=live.kill_validation_workers,
     ),
     Fault(
         "a preprocessed labeled file breaks while training", live.prepare,

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 from console import Running, configure
@@ -40,8 +42,13 @@ def kill_a_worker(running: Running) -> None:
     os.kill(running.workers()[0], signal.SIGKILL)
 
 
-def kill_a_validation_worker(running: Running) -> None:
-    os.kill(running.spawned()[-1], signal.SIGKILL)
+def kill_validation_workers(running: Running) -> None:
+    """One after the other: the pool replaces a dead one, and does no harm where that one had nothing to do."""
+    while running.process.poll() is None:
+        for pid in running.spawned():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(1)
 
 
 def truncate_labeled(running: Running) -> None:
