@@ -2,7 +2,8 @@
 """Write the pages, and the parts of pages, that come from the code: ``python scripts/make_docs.py [--check]``.
 
 Pages: docs/reference/cli.md, methods.md and settings.md. Parts (between ``<!-- generated: NAME -->`` and
-``<!-- end of NAME -->``): the method table of README.md and the table of recipes of docs/explanation/recipes.md.
+``<!-- end of NAME -->``): the method table and the list of pages of README.md, the table of recipes of
+docs/explanation/recipes.md.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def rendered() -> dict[Path, str]:
     }
     parts: tuple[tuple[Path, str, Callable[[], str]], ...] = (
         (ROOT / "README.md", "methods", method_table),
+        (ROOT / "README.md", "pages", page_list),
         (ROOT / "docs" / "explanation" / "recipes.md", "recipes", recipe_table),
     )
     for path, name, make in parts:
@@ -70,6 +72,22 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def code(value: Any) -> str:
     """A value as it is written in the plans (JSON), in code style."""
     return f"`{json.dumps(value)}`"
+
+
+def page_list() -> str:
+    """Links to the pages of reference and of results, by their headings; pages of our own may not exist yet."""
+    ours = {"cli.md": "Command line", "methods.md": "Trainers", "settings.md": "Settings"}
+    lines = []
+    for folder, title in (("reference", "Reference"), ("results", "Measured")):
+        pages = {path.name: _heading(path) for path in (ROOT / "docs" / folder).glob("*.md")}
+        pages |= ours if folder == "reference" else {}
+        links = [f"[{text}](docs/{folder}/{name})" for name, text in sorted(pages.items())]
+        lines.append(f"{title}: {', '.join(links)}.\n")
+    return "\n".join(lines)
+
+
+def _heading(page: Path) -> str:
+    return next(line for line in page.read_text().splitlines() if line.startswith("# ")).removeprefix("# ")
 
 
 # ---- trainers ----
