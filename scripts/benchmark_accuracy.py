@@ -29,8 +29,8 @@ from time import time
 
 from nnunet_dhc.demo.small_plans import write_small_plans
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.configure_plans import parse_setting
-from nnunet_dhc.nnunet.run_record import content_hash, installed_versions
+from nnunet_dhc.nnunet.training.configure_plans import parse_setting
+from nnunet_dhc.nnunet.training.run_record import content_hash, installed_versions
 from nnunet_dhc.trainers.lookup import is_trainer_name
 
 _ROW = re.compile(

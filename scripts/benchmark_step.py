@@ -105,7 +105,7 @@ def switch_amp_off(trainer: Any) -> None:
     import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as stock
     from nnunetv2.utilities.helpers import dummy_context
 
-    from nnunet_dhc.nnunet import whole_step
+    from nnunet_dhc.nnunet.training import whole_step
 
     trainer.grad_scaler = None
     for module in (stock, whole_step):
@@ -134,6 +134,8 @@ class Clock:
 
 
 def time_steps(args: argparse.Namespace, folder: Path, loaders: str) -> list[dict]:
+    from benchmark_trainers import finish_workers
+
     modes = ["stock", "normal", *(["low memory"] if args.low_memory else [])]
     trainers = {mode: build(args, folder, mode, loaders) for mode in modes}
     clock, seconds = Clock(args.device), {mode: [] for mode in modes}
@@ -148,7 +150,7 @@ def time_steps(args: argparse.Namespace, folder: Path, loaders: str) -> list[dic
                 seconds[mode].append(clock.stop())
                 waited[mode] += loaded
     for trainer in trainers.values():
-        finish(trainer)
+        finish_workers(trainer.dataloader_train)
     results = []
     for mode in modes:
         wall = [step[0] for step in seconds[mode]]
@@ -163,13 +165,6 @@ def time_steps(args: argparse.Namespace, folder: Path, loaders: str) -> list[dic
                 result[f"{name}_processor_time"] = median(own[1] / base[1] for own, base in pairs)
         results.append(result)
     return results
-
-
-def finish(trainer: Any) -> None:
-    loader = trainer.dataloader_train
-    stop = getattr(loader, "finish", None) or getattr(loader, "_finish", None)
-    if stop:
-        stop()
 
 
 def spread(values: Any) -> list[float]:
@@ -253,18 +248,25 @@ def compare_peaks(args: argparse.Namespace) -> list[dict]:
 def environment(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from nnunet_dhc.nnunet.run_record import device_name, installed_versions
-
     if args.threads:
         torch.set_num_threads(args.threads)
+    on_cuda = args.device == "cuda"
+    switches = {"amp": on_cuda and args.amp, "compile": args.compile}
+    return environment_of(args.device) | (switches if on_cuda else {})
+
+
+def environment_of(device: str) -> dict[str, Any]:
+    """What a figure needs to be understood."""
+    import torch
+
+    from nnunet_dhc.nnunet.training.run_record import device_name, installed_versions
+
     return {
         "command": "python " + " ".join(sys.argv),
-        "device": device_name(torch.device(args.device)),
+        "device": device_name(torch.device(device)),
         "processor": processor(),
         "versions": {name: installed_versions()[name] for name in ("python", "torch", "nnunetv2", "nnunet_dhc")},
-        "cuda": torch.version.cuda if args.device == "cuda" else None,
-        "amp": args.device == "cuda" and args.amp,
-        "compile": args.compile,
+        "cuda": torch.version.cuda if device == "cuda" else None,
     }
 
 

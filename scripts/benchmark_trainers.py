@@ -167,9 +167,6 @@ class SyntheticBatches:
         self._next += 1
         return dict(self._batches[self._next % len(self._batches)])
 
-    def finish(self) -> None:
-        """Nothing runs in the background."""
-
 
 def _downsampled(target: torch.Tensor, scale: list[float]) -> torch.Tensor:
     size = [round(n * s) for n, s in zip(target.shape[2:], scale, strict=True)]
@@ -206,7 +203,7 @@ def make_trainer(name: str, shape: Shape, device: torch.device, settings: dict |
         trainer.dataloader_train = SyntheticBatches(trainer, shape, with_unlabeled=not stock, seed=1)
     else:
         trainer.dataloader_train, validation = trainer.get_dataloaders()
-        _finish(validation)
+        finish_workers(validation)
     trainer.set_deep_supervision_enabled(True)
     trainer.on_train_epoch_start()
     return trainer
@@ -214,9 +211,9 @@ def make_trainer(name: str, shape: Shape, device: torch.device, settings: dict |
 
 def _give_data(trainer: Any, shape: Shape, unlabeled: Path | None) -> None:
     """What the trainer would find before its first epoch."""
-    from nnunet_dhc.nnunet.fold_cases import FoldCases
-    from nnunet_dhc.nnunet.preparation import TrainingData
-    from nnunet_dhc.nnunet.unlabeled_preprocessing import UnlabeledPool
+    from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
+    from nnunet_dhc.nnunet.training.preparation import TrainingData
+    from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool
 
     pool = None
     if unlabeled is not None:
@@ -229,6 +226,8 @@ def _give_data(trainer: Any, shape: Shape, unlabeled: Path | None) -> None:
     trainer._start_weightings()
 
 
-def _finish(stream: Any) -> None:
-    if hasattr(stream, "_finish"):
-        stream._finish()
+def finish_workers(stream: Any) -> None:
+    """Stop the workers of a loader, or of both streams of one; single-threaded ones have none."""
+    for part in (getattr(stream, "labeled", None), getattr(stream, "unlabeled", None), stream):
+        if hasattr(part, "_finish"):
+            part._finish()

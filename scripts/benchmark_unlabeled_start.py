@@ -14,10 +14,10 @@ import tempfile
 from pathlib import Path
 from time import perf_counter, process_time
 
-from nnunet_dhc.nnunet.case_preprocessing import CaseJob
-from nnunet_dhc.nnunet.raw_images import list_image_folder
-from nnunet_dhc.nnunet.store_update import StoreUpdate
-from nnunet_dhc.nnunet.unlabeled_store import READY, StoreEntry, UnlabeledStore, case_files
+from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob
+from nnunet_dhc.nnunet.unlabeled.raw_images import list_image_folder
+from nnunet_dhc.nnunet.unlabeled.store_update import StoreUpdate
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import READY, StoreEntry, UnlabeledStore, case_files
 
 DATASET_JSON = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
 

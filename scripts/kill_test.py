@@ -31,9 +31,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from console import TRAIN, TRAINER, Running, configure, environment, fold_folder  # noqa: E402
 from tiny_data import TinyDataset, make_scan, plan_and_preprocess, write_image, write_raw_dataset  # noqa: E402
 
-from nnunet_dhc.nnunet.checkpoint import read_checkpoint  # noqa: E402
-from nnunet_dhc.nnunet.output_folder import LOCK_FILE  # noqa: E402
-from nnunet_dhc.nnunet.resume_command import has_checkpoint  # noqa: E402
+from nnunet_dhc.nnunet.reliability.output_folder import LOCK_FILE  # noqa: E402
+from nnunet_dhc.nnunet.reliability.resume_command import has_checkpoint  # noqa: E402
+from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint  # noqa: E402
 
 NUM_EPOCHS = 6
 NUM_SCANS = 24

@@ -134,7 +134,7 @@ def methods_page() -> str:
 
 def settings_page() -> str:
     """Every setting of the recipe, and the options of each class weighting."""
-    from nnunet_dhc.nnunet.recipe import settings_help
+    from nnunet_dhc.nnunet.training.recipe import settings_help
 
     rows = [(f"`{name}`", code(default), expected, text) for name, default, expected, text in settings_help()]
     weightings = []
@@ -167,8 +167,8 @@ def settings_page() -> str:
 
 def weighting_classes() -> dict[str, type]:
     """Class of every weighting of the recipe, by its name there."""
-    from nnunet_dhc.nnunet.objective import make_weighting
-    from nnunet_dhc.nnunet.recipe import WEIGHTINGS
+    from nnunet_dhc.nnunet.training.objective import make_weighting
+    from nnunet_dhc.nnunet.training.recipe import WEIGHTINGS
 
     return {name: type(make_weighting(name, 2, "robust", {})) for name in WEIGHTINGS}
 
@@ -187,7 +187,7 @@ RECIPE_COLUMNS = (
 
 def recipe_table() -> str:
     """Settings in which any trainer differs from the recommended recipe; the ablation pairs share a column."""
-    from nnunet_dhc.nnunet.recipe import Recipe
+    from nnunet_dhc.nnunet.training.recipe import Recipe
     from nnunet_dhc.trainers.lookup import trainer_class
     from nnunet_dhc.trainers.table import METHODS
 

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from nnunet_dhc.errors import UserError
-    from nnunet_dhc.nnunet.configure_plans import configure_plans, parse_setting
-    from nnunet_dhc.nnunet.recipe import settings_help
+    from nnunet_dhc.nnunet.training.configure_plans import configure_plans, parse_setting
+    from nnunet_dhc.nnunet.training.recipe import settings_help
 
     if args.list:
         for name, default, expected, meaning in settings_help():

@@ -18,8 +18,8 @@ def run(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from nnunet_dhc.nnunet.dataset_health import check_dataset
-    from nnunet_dhc.nnunet.health import check_installation
+    from nnunet_dhc.nnunet.health.dataset_health import check_dataset
+    from nnunet_dhc.nnunet.health.health import check_installation
 
     findings = check_installation() + (check_dataset(args.d) if args.d else [])
     if args.json:

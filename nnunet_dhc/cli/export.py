@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> None:
     """Export."""
     import torch
 
-    from nnunet_dhc.nnunet.export_model import ExportRequest, export_model
-    from nnunet_dhc.nnunet.model_folder import parse_fold
+    from nnunet_dhc.nnunet.network.export_model import ExportRequest, export_model
+    from nnunet_dhc.nnunet.network.model_folder import parse_fold
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folds = [parse_fold(fold) for fold in args.f]

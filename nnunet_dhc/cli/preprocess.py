@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Preprocess for each configuration."""
-    from nnunet_dhc.nnunet.preprocess_ahead import preprocess_ahead
+    from nnunet_dhc.nnunet.unlabeled.preprocess_ahead import preprocess_ahead
 
     preprocess_ahead(
         args.d, args.c, args.p, args.f, num_processes=args.np, skip_bad=args.skip_bad, show_progress=not args.quiet

@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> None:
     """Predict, order, write, and print the table (with the real names, also of an anonymised page)."""
     import torch
 
-    from nnunet_dhc.nnunet.model_folder import parse_fold
-    from nnunet_dhc.nnunet.rank_cases import RankRequest, rank_cases
+    from nnunet_dhc.nnunet.network.model_folder import parse_fold
+    from nnunet_dhc.nnunet.ranking.rank_cases import RankRequest, rank_cases
     from nnunet_dhc.reporting.rank_page import finish_ranking, render_rank_text, write_ranking
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make the split and print it."""
-    from nnunet_dhc.nnunet.split_table import split_table
-    from nnunet_dhc.nnunet.split_writer import SplitRequest, make_split
+    from nnunet_dhc.nnunet.splits.split_table import split_table
+    from nnunet_dhc.nnunet.splits.split_writer import SplitRequest, make_split
 
     if args.folds < 1 or min(args.seed) < 0 or len(set(args.seed)) < len(args.seed):
         raise UserError("--folds must be at least 1; --seed takes different numbers from 0")

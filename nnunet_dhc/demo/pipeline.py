@@ -18,8 +18,8 @@ from nnunet_dhc.demo.phantom_dataset import PhantomPlan, write_dataset
 from nnunet_dhc.demo.small_plans import write_small_plans
 from nnunet_dhc.demo.steps import Steps
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.fold_cases import SPLITS_FILE
-from nnunet_dhc.nnunet.raw_images import IMAGES_UN
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE
+from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN
 
 PHANTOM_ID = 901
 PLANS, SMALL_PLANS = "nnUNetPlans", "nnUNetPlansDemo"

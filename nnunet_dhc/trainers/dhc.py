@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DHC as recommended: A weighted by DiffDW, B by DistDW, on nnU-Net's losses and schedule."""
 
-from nnunet_dhc.nnunet.recipe import Recipe
+from nnunet_dhc.nnunet.training.recipe import Recipe
 from nnunet_dhc.trainers.pair_trainer import PairTrainer
 
 

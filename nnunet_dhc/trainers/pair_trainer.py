@@ -15,23 +15,23 @@ from torch import Tensor, nn
 from nnunet_dhc.core.collapse import CollapseMonitor
 from nnunet_dhc.core.rampup import gaussian_rampup
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet import seeding
-from nnunet_dhc.nnunet.architecture_b import configuration_of_b
-from nnunet_dhc.nnunet.checkpoint import read_checkpoint, save_extended
-from nnunet_dhc.nnunet.cotrained_pair import CoTrainedPair, initialize_sub_networks, mean_logits, unwrapped
-from nnunet_dhc.nnunet.epoch_statistics import TrainingStatistics, ValidationStatistics
-from nnunet_dhc.nnunet.fold_cases import ensure_splits_file, read_fold_cases
-from nnunet_dhc.nnunet.objective import build_objective, class_names
-from nnunet_dhc.nnunet.paired_loader import PairedLoader
-from nnunet_dhc.nnunet.preparation import TrainingData, prepare_training_data
-from nnunet_dhc.nnunet.recipe import Recipe, recipe_from_plans
-from nnunet_dhc.nnunet.reliable_trainer import ReliableTrainer
-from nnunet_dhc.nnunet.run_files import RunFiles
-from nnunet_dhc.nnunet.step_mode import StepMode
-from nnunet_dhc.nnunet.step_timer import StepTimer
-from nnunet_dhc.nnunet.unlabeled_loader import UnlabeledDataset
-from nnunet_dhc.nnunet.unlabeled_stream import unlabeled_stream
-from nnunet_dhc.nnunet.whole_step import StepInputs, StepOutcome, as_list, mixed_precision
+from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
+from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, initialize_sub_networks, mean_logits, unwrapped
+from nnunet_dhc.nnunet.reliability.reliable_trainer import ReliableTrainer
+from nnunet_dhc.nnunet.splits.fold_cases import ensure_splits_file, read_fold_cases
+from nnunet_dhc.nnunet.training import seeding
+from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint, save_extended
+from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
+from nnunet_dhc.nnunet.training.objective import build_objective, class_names
+from nnunet_dhc.nnunet.training.paired_loader import PairedLoader
+from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data
+from nnunet_dhc.nnunet.training.recipe import Recipe, recipe_from_plans
+from nnunet_dhc.nnunet.training.run_files import RunFiles
+from nnunet_dhc.nnunet.training.step_mode import StepMode
+from nnunet_dhc.nnunet.training.step_timer import StepTimer
+from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, as_list, mixed_precision
+from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import UnlabeledDataset
+from nnunet_dhc.nnunet.unlabeled.unlabeled_stream import unlabeled_stream
 
 GRADIENT_NORM_LIMIT = 12  # nnU-Net's, here for each sub-network by itself
 

@@ -12,8 +12,8 @@ import pytest
 
 from nnunet_dhc._autoload import shim_folder
 from nnunet_dhc.cli.main import main
-from nnunet_dhc.nnunet import health
-from nnunet_dhc.nnunet.dataset_health import check_dataset
+from nnunet_dhc.nnunet.health import health
+from nnunet_dhc.nnunet.health.dataset_health import check_dataset
 
 
 def _broken(findings):

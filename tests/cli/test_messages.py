@@ -12,7 +12,7 @@ from console import TRAINER, fold_folder
 from faults import FAULTS, Fault
 from tiny_data import TinyDataset
 
-from nnunet_dhc.nnunet.checkpoint import read_checkpoint
+from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
 UNFINISHED = re.compile(r"\.writing-|\.tmp$")

@@ -14,7 +14,7 @@ from tiny_data import TINY_PLANS
 from tiny_training import make_trainer
 
 from nnunet_dhc.cli.main import main
-from nnunet_dhc.nnunet import run_files
+from nnunet_dhc.nnunet.training import run_files
 from nnunet_dhc.reporting.rank_page import finish_ranking, render_rank_text, write_ranking
 
 

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK
 
 from nnunet_dhc.cli.main import main
-from nnunet_dhc.nnunet.split_protocols import PROTOCOLS
+from nnunet_dhc.nnunet.splits.split_protocols import PROTOCOLS
 
 DATA = os.environ.get("NNUNET_DHC_DATA")
 
@@ -116,7 +116,7 @@ def test_unwritable_raw_split_is_refused_before_anything_changes(dataset, capsys
     raw_copy = dataset / "raw" / "Dataset701_Split" / "splits_final.json"
     raw_copy.write_text("[1]")
     real = os.access
-    monkeypatch.setattr("nnunet_dhc.nnunet.split_writer.os.access",
+    monkeypatch.setattr("nnunet_dhc.nnunet.splits.split_writer.os.access",
                         lambda path, mode: Path(path) != raw_copy.parent and real(path, mode))
     assert _split("--labeled", "2") == 2
     assert not _file(dataset).exists()
@@ -170,7 +170,7 @@ def test_unstratified_reads_no_label(dataset):
 
 def test_labels_are_counted_once(dataset, monkeypatch):
     assert _split("--labeled", "2") == 0
-    monkeypatch.setattr("nnunet_dhc.nnunet.label_contents._count", None)
+    monkeypatch.setattr("nnunet_dhc.nnunet.splits.label_contents._count", None)
     assert _split("--labeled", "3") == 0
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 
-from nnunet_dhc.nnunet.fold_cases import FoldCases
-from nnunet_dhc.nnunet.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
+from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
+from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
 
 FOLD = FoldCases(labeled=("case_0", "case_1", "case_2", "case_3"), validation=("case_4", "case_5"))
 SPLIT_FOLD = FoldCases(labeled=("case_0", "case_1"), validation=("case_2",), unlabeled=("case_3", "case_4"))

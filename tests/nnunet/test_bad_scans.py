@@ -14,9 +14,9 @@ from bring_up_to_date import manifest_lines, store_folder, update
 from tiny_data import make_scan, write_image
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet import case_preprocessing
-from nnunet_dhc.nnunet.nifti_integrity import damage_of_nifti
-from nnunet_dhc.nnunet.scan_checks import BadScan, read_checked
+from nnunet_dhc.nnunet.unlabeled import case_preprocessing
+from nnunet_dhc.nnunet.unlabeled.nifti_integrity import damage_of_nifti
+from nnunet_dhc.nnunet.unlabeled.scan_checks import BadScan, read_checked
 
 
 def add(dataset, name: str, array: np.ndarray, spacing=(1.0, 1.0, 1.0)) -> None:

@@ -10,7 +10,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_dhc.nnunet.cotrained_pair import CoTrainedPair, unwrapped
+from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, unwrapped
 
 
 def make_pair() -> CoTrainedPair:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.fold_cases import FoldCases, ensure_splits_file, number_of_folds, read_fold_cases
+from nnunet_dhc.nnunet.splits.fold_cases import FoldCases, ensure_splits_file, number_of_folds, read_fold_cases
 
 CASES = ["a", "b", "c", "d", "e", "f"]
 

@@ -12,8 +12,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetNumpy
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet import labeled_counts
-from nnunet_dhc.nnunet.labeled_counts import classes_without_labels, labeled_voxel_counts
+from nnunet_dhc.nnunet.splits import labeled_counts
+from nnunet_dhc.nnunet.splits.labeled_counts import classes_without_labels, labeled_voxel_counts
 
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2, "c": 3}, None)
 IGNORING = LabelManager({"background": 0, "a": 1, "ignore": 2}, None)

@@ -12,8 +12,8 @@ from bring_up_to_date import FOLD, SPLIT_FOLD, store_folder, update
 from tiny_data import make_scan, write_image
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet import case_preprocessing
-from nnunet_dhc.nnunet.fold_cases import FoldCases
+from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
+from nnunet_dhc.nnunet.unlabeled import case_preprocessing
 
 
 def copy_case(dataset, case: str, name: str, folder: str = "imagesUn") -> None:
@@ -119,6 +119,6 @@ def test_a_read_only_folder_is_compared_without_remembering(tiny_dataset, monkey
     update(tiny_dataset)
     path = store_folder(tiny_dataset) / "labeled_hashes.json"
     path.unlink()
-    monkeypatch.setattr("nnunet_dhc.nnunet.unlabeled_preprocessing.os.access", lambda *_arguments: False)
+    monkeypatch.setattr("nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing.os.access", lambda *_arguments: False)
     assert update(tiny_dataset).notes == []
     assert not path.exists()

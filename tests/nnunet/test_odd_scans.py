@@ -11,7 +11,7 @@ from bring_up_to_date import update
 from tiny_data import make_scan, write_image
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.odd_scans import from_json, summarize, why_odd
+from nnunet_dhc.nnunet.unlabeled.odd_scans import from_json, summarize, why_odd
 
 
 def ct(seed: int, low: float = -1000, high: float = 300, shape=(20, 30, 30), spacing=(5.0, 0.8, 0.8)):

@@ -15,9 +15,9 @@ from tiny_training import make_trainer
 
 from nnunet_dhc.core.annotation_value import count_pair
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.model_folder import find_model_folder
-from nnunet_dhc.nnunet.rank_cases import CASE_FOLDER, PairPredictor, RankRequest, order_records, rank_cases
-from nnunet_dhc.nnunet.rank_planes import disagreement_planes
+from nnunet_dhc.nnunet.network.model_folder import find_model_folder
+from nnunet_dhc.nnunet.ranking.rank_cases import CASE_FOLDER, PairPredictor, RankRequest, order_records, rank_cases
+from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes
 
 CPU = torch.device("cpu")
 # case_5 is labeled in fold 1 only, case_4 has a hidden label in both.
@@ -61,7 +61,7 @@ def _quiet(patch: pytest.MonkeyPatch) -> None:
     """Leave out the curves, the slowest part of a tiny training."""
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
-    from nnunet_dhc.nnunet import run_files
+    from nnunet_dhc.nnunet.training import run_files
 
     patch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
     patch.setattr(run_files, "plot_progress", lambda *_: None)

@@ -9,7 +9,7 @@ import pytest
 
 from nnunet_dhc.cli.main import main
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.recipe import Recipe, overridden, recipe_from_plans, settings_help
+from nnunet_dhc.nnunet.training.recipe import Recipe, overridden, recipe_from_plans, settings_help
 
 
 def test_plans_override_the_recipe_of_the_class():

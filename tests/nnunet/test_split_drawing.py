@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.split_drawing import (
+from nnunet_dhc.nnunet.splits.split_drawing import (
     draw_folds,
     labeled_order,
     make_units,

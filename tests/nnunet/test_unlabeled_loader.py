@@ -21,7 +21,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tiny_data import make_scan, write_image
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.unlabeled_loader import UnlabeledDataLoader, UnlabeledDataset
+from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import UnlabeledDataLoader, UnlabeledDataset
 
 LABELS = LabelManager({"background": 0, "large": 1, "middle": 2, "small": 3}, None)
 

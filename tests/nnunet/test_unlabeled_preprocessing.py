@@ -16,8 +16,8 @@ from filelock import FileLock
 from tiny_data import make_scan, write_image
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.fold_cases import FoldCases
-from nnunet_dhc.nnunet.unlabeled_preprocessing import LOCK_FILE
+from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
+from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import LOCK_FILE
 
 
 def said(dataset, *arguments, **options) -> tuple[object, list[str]]:
@@ -55,7 +55,7 @@ def test_nothing_is_written_into_folders_of_nnunet(tiny_dataset):
 def test_second_run_does_and_writes_nothing(tiny_dataset, monkeypatch):
     update(tiny_dataset)
     before = {path: path.stat().st_mtime_ns for path in store_folder(tiny_dataset).iterdir()}
-    monkeypatch.setattr("nnunet_dhc.nnunet.store_update.StoreUpdate.run", None)
+    monkeypatch.setattr("nnunet_dhc.nnunet.unlabeled.store_update.StoreUpdate.run", None)
     _, messages = said(tiny_dataset)
     assert messages == []
     assert before == {path: path.stat().st_mtime_ns for path in store_folder(tiny_dataset).iterdir()}
@@ -272,7 +272,7 @@ def test_a_folder_that_can_not_be_written_to_is_named(tiny_dataset):
 
 def test_many_links_are_listed_in_linear_time(tiny_dataset, monkeypatch):
     """Listing opens no scan; scripts/benchmark_unlabeled_start.py measures 100,000."""
-    monkeypatch.setattr("nnunet_dhc.nnunet.store_update.StoreUpdate.run", lambda *arguments: None)
+    monkeypatch.setattr("nnunet_dhc.nnunet.unlabeled.store_update.StoreUpdate.run", lambda *arguments: None)
     target = tiny_dataset.images_un / "scan_0_0000.nii.gz"
     for number in range(3000):
         os.symlink(target, tiny_dataset.images_un / f"link_{number}_0000.nii.gz")

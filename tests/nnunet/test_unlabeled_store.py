@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_dhc.nnunet.unlabeled_store import (
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
     EXCLUDED,
     READY,
     StoreEntry,
@@ -99,7 +99,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nnunet_dhc.nnunet.unlabeled_store.os.fsync", full)
+    monkeypatch.setattr("nnunet_dhc.nnunet.unlabeled.unlabeled_store.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         store.append([entry("b")])
     assert (tmp_path / "manifest.jsonl").read_bytes() == before

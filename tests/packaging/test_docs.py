@@ -189,8 +189,8 @@ def test_programs_exist(page):
 
 @all_pages
 def test_settings_in_commands_are_valid(page):
-    from nnunet_dhc.nnunet.configure_plans import parse_setting
-    from nnunet_dhc.nnunet.recipe import Recipe, overridden
+    from nnunet_dhc.nnunet.training.configure_plans import parse_setting
+    from nnunet_dhc.nnunet.training.recipe import Recipe, overridden
 
     for words in [*commands(page), *mentions(page)]:
         settings = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--set" and "=" in words[i + 1]]
@@ -212,7 +212,7 @@ def test_trainers_named_in_the_docs_exist(page):
 
 
 def test_settings_named_in_the_docs_exist():
-    from nnunet_dhc.nnunet.recipe import settings_help
+    from nnunet_dhc.nnunet.training.recipe import settings_help
 
     known = {name for name, *_ in settings_help()}
     for page in (ROOT / "docs" / "explanation" / "recipes.md", ROOT / "docs" / "explanation" / "reading-the-curves.md"):
@@ -247,12 +247,12 @@ def test_every_key_of_the_epoch_log_is_documented():
     import torch
 
     from nnunet_dhc.core.label_spaces import ClassLabels
-    from nnunet_dhc.nnunet.epoch_statistics import TrainingStatistics, ValidationStatistics
+    from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
 
     training = TrainingStatistics(2).read()
     statistics = ValidationStatistics(ClassLabels(2))
     statistics.add(torch.rand(1, 2, 3, 3), torch.rand(1, 2, 3, 3), torch.zeros(1, 1, 3, 3, dtype=torch.int64))
-    written, _ = strings_of("nnunet/run_files.py", "log_epoch")
+    written, _ = strings_of("nnunet/training/run_files.py", "log_epoch")
     keys = {*written, *training, *statistics.read(across_ranks=False)} - {"seconds", "losses", "loading"}
     keys |= {f"losses.{term}" for term in training["losses"]}
     keys |= {f"seconds.{part}" for part in ("epoch", "loading", "forward", "backward")}
@@ -260,14 +260,14 @@ def test_every_key_of_the_epoch_log_is_documented():
 
 
 def test_every_key_of_the_run_record_is_documented():
-    _, at_start = strings_of("nnunet/run_files.py", "start")
-    _, at_epoch = strings_of("nnunet/run_files.py", "log_epoch")
+    _, at_start = strings_of("nnunet/training/run_files.py", "start")
+    _, at_epoch = strings_of("nnunet/training/run_files.py", "log_epoch")
     keys = at_start | at_epoch | {"split_hash", "unlabeled_hash"}
     assert documented(section("files.md", "dhc_run.json")) == keys
 
 
 def test_every_key_of_the_manifest_is_documented():
-    from nnunet_dhc.nnunet.unlabeled_store import StoreEntry
+    from nnunet_dhc.nnunet.unlabeled.unlabeled_store import StoreEntry
 
     assert documented(section("files.md", "manifest.jsonl")) == set(inspect.signature(StoreEntry).parameters)
 

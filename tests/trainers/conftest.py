@@ -20,7 +20,7 @@ def no_plots(monkeypatch):
     """Leave out the curves, the slowest part of a tiny training."""
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
-    from nnunet_dhc.nnunet import run_files
+    from nnunet_dhc.nnunet.training import run_files
 
     monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
     monkeypatch.setattr(run_files, "plot_progress", lambda *_: None)

@@ -18,9 +18,9 @@ from tiny_training import log_lines, make_trainer
 from variants import make_variant
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet import cascade
-from nnunet_dhc.nnunet.cascade import predict_for_next_stage
-from nnunet_dhc.nnunet.sub_network_dice import new_predictor
+from nnunet_dhc.nnunet.network.sub_network_dice import new_predictor
+from nnunet_dhc.nnunet.training import cascade
+from nnunet_dhc.nnunet.training.cascade import predict_for_next_stage
 
 SECOND = "3d_cascade_fullres"
 ONE_EPOCH = {"num_epochs": 1, "lambda_max": 1.0, "ramp_length": 0.0}

@@ -12,11 +12,11 @@ from tiny_training import make_trainer
 from torch import nn
 from two_ranks import batches, start
 
-from nnunet_dhc.nnunet import low_memory_step as module
-from nnunet_dhc.nnunet import step_mode
-from nnunet_dhc.nnunet.low_memory_step import PatchGroup, patch_groups
-from nnunet_dhc.nnunet.recipe import Recipe
-from nnunet_dhc.nnunet.step_mode import StepMode
+from nnunet_dhc.nnunet.training import low_memory_step as module
+from nnunet_dhc.nnunet.training import step_mode
+from nnunet_dhc.nnunet.training.low_memory_step import PatchGroup, patch_groups
+from nnunet_dhc.nnunet.training.recipe import Recipe
+from nnunet_dhc.nnunet.training.step_mode import StepMode
 
 FULL = {"lambda_max": 1.0, "ramp_length": 0.0}
 SETTINGS = {

@@ -17,7 +17,7 @@ from tiny_data import TINY_PLANS
 from tiny_training import log_lines, make_trainer, parameters, resumed
 from variants import IGNORED_SLICES, REGIONS, SHAPE, edit_plans, make_variant, residual_encoder
 
-from nnunet_dhc.nnunet.configure_plans import configure_plans
+from nnunet_dhc.nnunet.training.configure_plans import configure_plans
 from nnunet_dhc.trainers.lookup import trainer_class
 
 pytestmark = pytest.mark.usefixtures("no_plots")

@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_training import assert_same, log_lines, make_trainer, parameters, resumed
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet import checkpoint as checkpoint_module
+from nnunet_dhc.nnunet.training import checkpoint as checkpoint_module
 
 SETTINGS = {"num_epochs": 3, "lambda_max": 0.5}
 

@@ -13,7 +13,7 @@ from tiny_data import make_scan, write_image
 from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, parameters
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet import cotrained_pair
+from nnunet_dhc.nnunet.network import cotrained_pair
 
 FULL_RAMP = {"ramp_length": 0.0, "lambda_max": 1.0}
 

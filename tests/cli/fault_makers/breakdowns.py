@@ -16,8 +16,8 @@ from filelock import FileLock
 from tiny_data import TinyDataset
 
 from fault_makers.folds import USUAL, usual
-from nnunet_dhc.nnunet.output_folder import LOCK_FILE as TRAINING_LOCK
-from nnunet_dhc.nnunet.unlabeled_preprocessing import LOCK_FILE as PREPROCESSING_LOCK
+from nnunet_dhc.nnunet.reliability.output_folder import LOCK_FILE as TRAINING_LOCK
+from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import LOCK_FILE as PREPROCESSING_LOCK
 
 _held: dict[Path, FileLock] = {}
 

@@ -12,8 +12,8 @@ import numpy as np
 from tiny_data import TinyDataset, make_scan, write_image
 
 from fault_makers.folds import usual
-from nnunet_dhc.nnunet.fold_cases import FoldCases
-from nnunet_dhc.nnunet.unlabeled_preprocessing import bring_store_up_to_date
+from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
+from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import bring_store_up_to_date
 
 
 def none(dataset: TinyDataset) -> None:

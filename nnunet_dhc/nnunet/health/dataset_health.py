@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``nnunet_dhc doctor -d`` finds out about a dataset, from raw data to folds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, locate_dataset
+from nnunet_dhc.nnunet.health.health import Finding
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, default_folds, name_some, number_of_folds, read_fold_cases
+from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, list_image_folder, training_identifiers
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import READY, UnlabeledStore
+
+
+def check_dataset(dataset: str | int) -> list[Finding]:
+    """Findings about one dataset; a dataset that can't be found is a finding, too."""
+    try:
+        places = locate_dataset(dataset)
+        dataset_json = places.dataset_json()
+    except UserError as error:
+        return [Finding("broken", f"dataset {dataset}", str(error))]
+    findings, identifiers = _raw(places, dataset_json)
+    scans, found = _images_un(places, dataset_json)
+    findings += found
+    plans = _plans(places)
+    if not plans:
+        findings.append(Finding("broken", "plans", f"none in {places.preprocessed}",
+                                f"nnUNetv2_plan_and_preprocess -d {places.name[7:10]} -c 3d_fullres"))
+    for name, content in plans.items():
+        findings += _preprocessed(places, name, content)
+    preprocessed = [f for f in (places.preprocessed / "gt_segmentations").glob(f"*{dataset_json['file_ending']}")]
+    cases = sorted(f.name[: -len(dataset_json["file_ending"])] for f in preprocessed) or identifiers
+    return findings + _folds(places, cases, scans)
+
+
+def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Finding], list[str]]:
+    if places.raw is None:
+        return [Finding("note", "raw data", f"{places.name} is not in nnUNet_raw; training does not need it once "
+                                            "everything is preprocessed")], []
+    identifiers = training_identifiers(places.raw, dataset_json)
+    classes = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
+    text = f"{places.raw}: {len(identifiers)} cases with labels, {len(classes)} classes"
+    if dataset_json.get("numTraining") not in (None, len(identifiers)):
+        text += f", but dataset.json says numTraining {dataset_json['numTraining']}"
+        return [Finding("broken", "raw data", text,
+                        "correct it; scans without labels belong to imagesUn, not to imagesTr")], identifiers
+    return [Finding("ok", "raw data", text)], identifiers
+
+
+def _images_un(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[int, list[Finding]]:
+    folder = places.raw / IMAGES_UN if places.raw else None
+    if folder is None or not folder.is_dir():
+        return 0, [Finding("note", IMAGES_UN, "no such folder; unlabeled scans can also come from the key "
+                                              f'"unlabeled" of {SPLITS_FILE}')]
+    cases = list_image_folder(folder, dataset_json)
+    bad = [f"{case.identifier} ({case.problem})" for case in cases.values() if case.problem]
+    findings = [Finding("ok" if len(cases) > len(bad) else "note", IMAGES_UN, f"{len(cases) - len(bad)} scans")]
+    if bad:
+        findings.append(Finding("broken", IMAGES_UN, name_some(bad, 3), "repair or remove, or use "
+                                                                        "nnunet_dhc preprocess --skip-bad"))
+    return len(cases) - len(bad), findings
+
+
+def _plans(places: DatasetPlaces) -> dict[str, dict[str, Any]]:
+    plans = {}
+    for path in sorted(places.preprocessed.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and "plans_name" in content and "configurations" in content:
+            plans[path.stem] = content
+    return plans
+
+
+def _preprocessed(places: DatasetPlaces, name: str, plans: dict[str, Any]) -> list[Finding]:
+    parts, missing = [], []
+    for configuration, plan in plans["configurations"].items():
+        folder = places.preprocessed / plan.get("data_identifier", "")
+        if "data_identifier" not in plan:
+            continue
+        if not folder.is_dir():
+            missing.append(configuration)
+            continue
+        labeled = len(list(folder.glob("*_seg.b2nd"))) or len(list(folder.glob("*.npz")))
+        parts.append(f"{configuration} {labeled} labeled{_unlabeled_ready(folder)}")
+    text = "; ".join(parts) or "nothing preprocessed yet"
+    if missing and parts:
+        text += f" (not preprocessed: {', '.join(missing)})"
+    settings = plans.get("nnunet_dhc")
+    text += f"; settings of nnunet_dhc: {', '.join(sorted(settings))}" if settings else ""
+    return [Finding("ok" if parts else "note", f"plans {name}", text)]
+
+
+def _unlabeled_ready(folder: Path) -> str:
+    try:
+        entries = UnlabeledStore(Path(f"{folder}_unlabeled")).entries.values()
+    except UserError as error:
+        return f" (unlabeled: {error})"
+    ready = sum(entry.status == READY for entry in entries)
+    return f", {ready} unlabeled ready" if ready else ", unlabeled not preprocessed yet (training does it)"
+
+
+def _folds(places: DatasetPlaces, identifiers: list[str], scans: int) -> list[Finding]:
+    path = places.preprocessed / SPLITS_FILE
+    if not identifiers:
+        return []
+    if not path.is_file():
+        count = len(default_folds(identifiers)) if len(identifiers) > 1 else 1
+        return [Finding("note", SPLITS_FILE, f"not written yet; the first training makes {count} folds")]
+    findings = []
+    try:
+        for fold in range(number_of_folds(places.preprocessed, identifiers)):
+            cases = read_fold_cases(places.preprocessed, identifiers, fold)
+            unlabeled = scans + len(cases.unlabeled)
+            text = f"{len(cases.labeled)} labeled, {unlabeled} unlabeled, {len(cases.validation)} validation cases"
+            findings.append(Finding("ok", f"fold {fold}", text) if unlabeled else Finding(
+                "note", f"fold {fold}", text, f"put scans into {IMAGES_UN} or use nnunet_dhc split"))
+    except UserError as error:
+        findings.append(Finding("broken", SPLITS_FILE, str(error)))
+    return findings

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another architecture for sub-network B, read from the plans."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.training.recipe import PLANS_KEY
+
+_KEYS = ("network_class_name", "arch_kwargs", "_kw_requires_import")
+
+
+def configuration_of_b(
+    plans_manager: PlansManager, configuration_manager: ConfigurationManager
+) -> ConfigurationManager:
+    """The configuration with B's architecture, or the same one where the plans name none.
+
+    ``plans["nnunet_dhc"]["architecture_b"]`` maps the name of a configuration to an architecture in the form of the
+    plans' own key ``architecture``. nnU-Net hands over a configuration without its name, so it is found by content.
+
+    Raises:
+        UserError: The architecture lacks a key.
+    """
+    by_configuration = plans_manager.plans.get(PLANS_KEY, {}).get("architecture_b", {})
+    for name, architecture in by_configuration.items():
+        if name not in plans_manager.available_configurations:
+            raise UserError(
+                f"plans {plans_manager.plans_name}: architecture_b names configuration {name}, which the plans "
+                f"do not have ({', '.join(plans_manager.available_configurations)})"
+            )
+        if plans_manager.get_configuration(name).configuration == configuration_manager.configuration:
+            missing = [key for key in _KEYS if key not in architecture]
+            if missing:
+                raise UserError(
+                    f"plans {plans_manager.plans_name}: architecture_b of {name} lacks {', '.join(missing)}"
+                )
+            configuration = deepcopy(configuration_manager.configuration)
+            configuration["architecture"] = {key: architecture[key] for key in _KEYS}
+            return ConfigurationManager(configuration)
+    return configuration_manager

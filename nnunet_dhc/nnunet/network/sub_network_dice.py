@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Validation Dice of sub-networks A and B by themselves, predicted once and remembered in the fold's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics, label_or_region_to_key
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from tqdm import tqdm
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
+from nnunet_dhc.nnunet.network.cotrained_pair import unwrapped
+from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash
+from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
+
+CACHE_FILE = "dhc_sub_network_dice.json"
+NETWORKS = ("A", "B")
+
+CaseDice = dict[str, float | None]
+"""Dice by label or region; None where neither the reference nor the prediction has it."""
+
+
+def mean_foreground_dice(cases: Sequence[CaseDice]) -> float | None:
+    """nnU-Net's foreground mean: the mean over cases for each label, then over labels; None without any value."""
+    by_label: dict[str, list[float]] = {}
+    for case in cases:
+        for label, dice in case.items():
+            if dice is not None:
+                by_label.setdefault(label, []).append(dice)
+    return float(np.mean([np.mean(values) for values in by_label.values()])) if by_label else None
+
+
+class SubNetworkDice:
+    """Dice of A and of B on the validation cases of one fold, for one checkpoint.
+
+    Args:
+        model: The trained model.
+        fold: Fold number or "all".
+        checkpoint_name: For example ``checkpoint_final.pth``.
+    """
+
+    def __init__(self, model: ModelFolder, fold: int | str, checkpoint_name: str) -> None:
+        self.model = model
+        self.fold = fold
+        self.checkpoint_name = checkpoint_name
+        self.cache = model.fold_folder(fold) / CACHE_FILE
+
+    def remembered(self) -> dict[str, dict[str, CaseDice]] | None:
+        """Dice by network and case if all was predicted before with this very checkpoint, else None."""
+        content = self._read()
+        return content["cases"] if content.get("complete") else None
+
+    def measure(self, device: torch.device, show_progress: bool = True) -> dict[str, dict[str, CaseDice]]:
+        """Predict what is not remembered yet; a stopped run goes on where it stopped.
+
+        Raises:
+            UserError: The validation cases or their references are not there.
+        """
+        content = self._read() or {
+            "checkpoint": self._identity(),
+            "complete": False,
+            "cases": {name: {} for name in NETWORKS},
+        }
+        cases = content["cases"]
+        validation = _ValidationCases(self.model, self.fold)
+        todo = [(name, case) for name in NETWORKS for case in validation.identifiers if case not in cases[name]]
+        if todo:
+            predictors = _predictors(self.model, self.model.checkpoint(self.fold, self.checkpoint_name), device)
+            for name, case in tqdm(todo, desc=f"Fold {self.fold}: A and B alone", disable=not show_progress):
+                cases[name][case] = validation.dice(predictors[name], case)
+                replace_json(self.cache, content)
+        if not content["complete"]:
+            content["complete"] = True
+            replace_json(self.cache, content)
+        return cases
+
+    def _identity(self) -> dict[str, str]:
+        return {
+            "name": self.checkpoint_name,
+            "sha256": file_hash(self.model.checkpoint(self.fold, self.checkpoint_name)),
+        }
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.cache.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if content.get("checkpoint") == self._identity() else {}
+
+
+class _ValidationCases:
+    """Preprocessed validation cases of a fold and their references."""
+
+    def __init__(self, model: ModelFolder, fold: int | str) -> None:
+        self.model = model
+        self.plans_manager, self.configuration_manager = model.managers()
+        self.dataset_json = model.dataset_json
+        self.label_manager = self.plans_manager.get_label_manager(self.dataset_json)
+        base = locate_dataset(model.dataset).preprocessed
+        folder = base / self.configuration_manager.data_identifier
+        self.references = base / "gt_segmentations"
+        for needed in (folder, self.references):
+            if not needed.is_dir():
+                raise UserError(
+                    f"{needed} is not there, which -net best predicts to choose a network: bring the preprocessed data "
+                    "back, or choose with -net A or -net B"
+                )
+        dataset_class = infer_dataset_class(str(folder))
+        known = dataset_class.get_identifiers(str(folder))
+        self.identifiers = sorted(read_fold_cases(base, known, fold).validation)
+        previous = self.configuration_manager.previous_stage_name
+        if previous is not None:
+            stage = f"{model.trainer}__{model.plans_identifier}__{previous}"
+            previous = str(model.path.parent / stage / "predicted_next_stage" / model.configuration)
+        self.dataset = dataset_class(str(folder), list(self.identifiers), folder_with_segs_from_previous_stage=previous)
+
+    def dice(self, predictor: nnUNetPredictor, case: str) -> CaseDice:
+        """As nnU-Net's final validation: predicted from the preprocessed case, compared in the original space."""
+        image, _, segmentation, properties = self.dataset.load_case(case)
+        image = np.asarray(image[:])
+        if segmentation is not None:
+            one_hot = convert_labelmap_to_one_hot(segmentation[:], self.label_manager.foreground_labels, image.dtype)
+            image = np.vstack((image, one_hot))
+        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.ascontiguousarray(image))).cpu()
+        ending = self.dataset_json["file_ending"]
+        labels = self.label_manager
+        with tempfile.TemporaryDirectory() as folder:
+            truncated = str(Path(folder) / "prediction")
+            export_prediction_from_logits(
+                logits,
+                properties,
+                self.configuration_manager,
+                self.plans_manager,
+                self.dataset_json,
+                truncated,
+                num_threads_torch=torch.get_num_threads(),
+            )
+            metrics = compute_metrics(
+                str(self.references / f"{case}{ending}"),
+                truncated + ending,
+                self.plans_manager.image_reader_writer_class(),
+                labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+                labels.ignore_label,
+            )["metrics"]
+        return {
+            label_or_region_to_key(label): None if np.isnan(values["Dice"]) else float(values["Dice"])
+            for label, values in metrics.items()
+        }
+
+
+def _predictors(model: ModelFolder, checkpoint: Path, device: torch.device) -> dict[str, nnUNetPredictor]:
+    """nnU-Net's predictor, with the defaults of its final validation, of A and of B."""
+    plans_manager, configuration_manager = model.managers()
+    pair = trained_predictor(model.path, checkpoint.parent.name[5:], checkpoint.name, device)
+    predictors = {}
+    for name, network in zip(NETWORKS, unwrapped(pair.network).sub_networks, strict=True):
+        predictors[name] = new_predictor(device)
+        predictors[name].manual_initialization(
+            network, plans_manager, configuration_manager, None, model.dataset_json, "nnUNetTrainer",
+            pair.allowed_mirroring_axes,
+        )
+    return predictors
+
+
+def trained_predictor(
+    model: str | os.PathLike, fold: int | str, checkpoint_name: str, device: torch.device
+) -> nnUNetPredictor:
+    """nnU-Net's predictor with the weights of one fold, without what it prints while it looks for the trainer."""
+    predictor = new_predictor(device)
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor.initialize_from_trained_model_folder(os.fspath(model), (fold,), checkpoint_name)
+    return predictor
+
+
+def new_predictor(device: torch.device) -> nnUNetPredictor:
+    """nnU-Net's predictor as its final validation makes it, without what it prints on the CPU."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return nnUNetPredictor(perform_everything_on_device=True, device=device, allow_tqdm=False)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the scans to rank come from: the preprocessed unlabeled cases of a dataset, or any folder of scans."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
+from nnunet_dhc.nnunet.network.model_folder import ModelFolder
+from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
+from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob, CaseTask, preprocess_case
+from nnunet_dhc.nnunet.unlabeled.raw_images import list_image_folder
+from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import unreadable_case
+from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import bring_store_up_to_date
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import UnlabeledStore, case_files, preprocessing_hash
+
+
+class LeftOut(Exception):
+    """The scan can't be ranked; the text says why."""
+
+
+class CaseSource(ABC):
+    """Scans by identifier, preprocessed on demand.
+
+    Attributes:
+        identifiers: In a fixed order.
+        left_out: Why a scan is not ranked, by identifier.
+        description: For the page.
+    """
+
+    identifiers: list[str]
+    left_out: dict[str, str]
+    description: str
+
+    @abstractmethod
+    def made_from(self, identifier: str) -> list[Any]:
+        """What changes when the scan or its preprocessing does; JSON values."""
+
+    @abstractmethod
+    def load(self, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
+        """Preprocessed image (c, x, y, z), float32, and properties.
+
+        Raises:
+            LeftOut: The scan is bad.
+        """
+
+
+class StoreCases(CaseSource):
+    """The dataset's own unlabeled cases: those of ``imagesUn`` and of the key "unlabeled" of the folds.
+
+    A case that one of the folds trains on or validates with has a label already, so it is not ranked.
+    """
+
+    def __init__(
+        self, model: ModelFolder, folds: Sequence[int | str], num_processes: int, say: Callable[[str], None]
+    ) -> None:
+        _, configuration = model.managers()
+        base = locate_dataset(model.dataset).preprocessed
+        labeled_folder = base / configuration.data_identifier
+        if not labeled_folder.is_dir():
+            raise UserError(
+                f"{labeled_folder} is not there, which says which cases have labels: bring the preprocessed data back, "
+                "or rank a folder of scans with -i"
+            )
+        known = infer_dataset_class(str(labeled_folder)).get_identifiers(str(labeled_folder))
+        fold_cases = [read_fold_cases(base, known, fold) for fold in folds]
+        pool = bring_store_up_to_date(
+            model.plans, model.configuration, model.dataset_json, fold_cases, num_processes,
+            preprocessed_dataset_folder_base=base, say=say,
+        )
+        with_label = {case for fold in fold_cases for case in (*fold.labeled, *fold.validation)}
+        self.folder = pool.folder
+        self.identifiers = sorted(set(pool.identifiers) - with_label)
+        self.left_out = dict(pool.excluded)
+        self.description = "unlabeled cases of the dataset"
+        self._entries = UnlabeledStore(pool.folder).entries
+
+    def made_from(self, identifier: str) -> list[Any]:
+        entry = self._entries[identifier]
+        return [entry.voxels, entry.preprocessing, entry.shape]
+
+    def load(self, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
+        return _read(self.folder, identifier)
+
+
+class FolderCases(CaseSource):
+    """Scans named as nnU-Net's: ``<case>_0000<ending>``, one file per channel; preprocessed when they are needed."""
+
+    def __init__(self, model: ModelFolder, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UserError(f"-i {folder} is not a folder: give the folder of the scans to rank")
+        ending = model.dataset_json["file_ending"]
+        listed = list_image_folder(folder, model.dataset_json)
+        self._cases = {name: case for name, case in listed.items() if case.problem is None}
+        self.left_out = {name: case.problem for name, case in listed.items() if case.problem is not None}
+        if not self._cases:
+            reason = f" ({next(iter(self.left_out))} {next(iter(self.left_out.values()))})" if self.left_out else ""
+            raise UserError(f"-i {folder} has no scan named <case>_0000{ending}{reason}: rename them as nnU-Net asks")
+        self.identifiers = sorted(self._cases)
+        self.description = f"scans of the folder {folder.name}"
+        plans_manager, configuration = model.managers()
+        self._hash = preprocessing_hash(plans_manager, configuration, model.dataset_json)
+        self._model = model
+
+    def made_from(self, identifier: str) -> list[Any]:
+        return [self._hash, *map(list, self._cases[identifier].sources)]
+
+    def load(self, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as folder:
+            job = CaseJob(self._model.plans, self._model.configuration, self._model.dataset_json, folder, False)
+            result = preprocess_case(job, CaseTask(self._cases[identifier]))
+            if result.bad is not None:
+                raise LeftOut(result.bad)
+            image = np.asarray(blosc2.open(urlpath=str(result.written["image"]), mode="r")[:])
+            return image, json.loads(Path(str(result.written["properties"])).read_text())
+
+
+def _read(folder: str, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
+    names = case_files(identifier)
+    path = Path(folder, names["image"])
+    try:
+        image = np.asarray(blosc2.open(urlpath=str(path), mode="r")[:])
+        properties = json.loads(Path(folder, names["properties"]).read_text())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise unreadable_case(identifier, str(path), error) from error
+    return image, properties

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nnU-Net's trainer made to end well: one line that says why, no process left, a checkpoint to continue from."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.reliability.child_watch import ChildWatch
+from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder
+from nnunet_dhc.nnunet.reliability.explained_errors import explained
+from nnunet_dhc.nnunet.reliability.graceful_stop import Stopped, StopSignals, end_processes, within_seconds
+from nnunet_dhc.nnunet.reliability.last_line import end_with_one_line, say_last
+from nnunet_dhc.nnunet.reliability.loading_failure import (
+    GuardedStream,
+    explain_loading_failure,
+    killed_while_validating,
+)
+from nnunet_dhc.nnunet.reliability.output_folder import claimed, remove_unfinished
+from nnunet_dhc.nnunet.reliability.resume_command import has_checkpoint, resume_command
+
+
+class ReliableTrainer(nnUNetTrainer):
+    """Base of the trainers of this package; adds no method that nnU-Net calls, only guards around some of them."""
+
+    output_folder: str | None = None
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ):
+        end_with_one_line()
+        try:
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        except OSError as error:
+            raise explained(error, self.output_folder, self._preprocess_command, self._resume_command) from error
+
+    def run_training(self):
+        with self._ending_well("training"), claimed(self.output_folder, self.local_rank):
+            remove_unfinished(self.output_folder, self.local_rank)
+            super().run_training()
+
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        def explain(number: int) -> str:
+            return killed_while_validating(number, self._resume_command)
+
+        with self._ending_well("the final validation"), ChildWatch(explain) as watch:
+            try:
+                super().perform_actual_validation(save_probabilities)
+            except (Stopped, RuntimeError) as error:
+                number = watch.died_from()
+                if number is None:
+                    raise
+                raise UserError(explain(number)) from error
+
+    def get_dataloaders(self):
+        try:
+            labeled, validation = super().get_dataloaders()
+        except (RuntimeError, OSError) as error:
+            known = self._explain_loading(error, ())
+            if known is error:
+                raise
+            raise known from error
+        return self.guarded(labeled), self.guarded(validation)
+
+    def guarded(self, stream: Any) -> GuardedStream:
+        """The same stream of batches; an error in it says what to do."""
+        return GuardedStream(stream, self._explain_loading)
+
+    def on_train_end(self):
+        super().on_train_end()
+        for stream in self._streams():
+            if hasattr(stream, "_finish"):
+                stream._finish()
+
+    # ---- endings ----
+
+    @contextmanager
+    def _ending_well(self, what: str) -> Iterator[None]:
+        before = multiprocessing.active_children()
+        with StopSignals() as signals:
+            try:
+                yield
+            except BaseException as error:
+                signals.ignore()
+                if isinstance(error, Stopped):
+                    line, code = self._stopped_line(error, what), error.exit_code
+                else:
+                    error = explained(error, self.output_folder, self._preprocess_command, self._resume_command)
+                    line, code = str(error), 1
+                self._write_to_log(error, line)
+                with within_seconds(code, line):
+                    end_processes(before, self._streams())
+                if not isinstance(error, Stopped):
+                    raise error
+                if self.local_rank == 0:
+                    say_last(line)
+                raise SystemExit(code) from None
+
+    def _stopped_line(self, stopped: Stopped, what: str) -> str:
+        if what != "training":
+            state = "the trained model is complete. Repeat the validation with"
+        elif not has_checkpoint(self.output_folder):
+            state = "there is no checkpoint yet. Start again with"
+        else:
+            state = f"all {self.current_epoch} finished epochs are in the checkpoint. Continue with"
+        return f"Stopped by {stopped.name} in {what}; {state}: {self._resume_command}"
+
+    def _write_to_log(self, error: BaseException, line: str) -> None:
+        """Keep the traceback that the last line leaves out."""
+        if self.local_rank != 0:
+            return
+        try:
+            with open(self.log_file, "a") as file:
+                if not isinstance(error, Stopped):
+                    file.write("".join(traceback.format_exception(error)))
+                file.write(f"{line}\n")
+        except OSError:
+            pass  # a full disk is what the line says already
+
+    def _explain_loading(self, error: Exception, workers: Sequence[Any]) -> Exception:
+        return explain_loading_failure(
+            error, workers, self._case_folders(), self._preprocess_command, self._resume_command
+        )
+
+    def _case_folders(self) -> list[CaseFolder]:
+        data = getattr(self, "data", None)
+        if data is None:
+            return []
+        labeled = list(dict.fromkeys((*data.cases.labeled, *data.cases.validation)))
+        folders = [CaseFolder(self.preprocessed_dataset_folder, labeled)]
+        if data.pool is not None:
+            folders.append(CaseFolder(data.pool.folder, data.pool.identifiers, True, data.pool.with_nonzero_mask))
+        return folders
+
+    def _streams(self) -> list[Any]:
+        """Every augmenter that exists by now, out of its wrappers."""
+        streams, found = [self.dataloader_train, self.dataloader_val], []
+        while streams:
+            stream = streams.pop()
+            inner = [getattr(stream, name, None) for name in ("labeled", "unlabeled", "stream")]
+            streams += [item for item in inner if item is not None]
+            if stream is not None and not any(item is not None for item in inner):
+                found.append(stream)
+        return found
+
+    @property
+    def _resume_command(self) -> str:
+        return resume_command(self.output_folder)
+
+    @property
+    def _preprocess_command(self) -> str:
+        return (
+            f"nnUNetv2_preprocess -d {self.plans_manager.dataset_name} -plans_name {self.plans_manager.plans_name} "
+            f"-c {self.configuration_name}"
+        )

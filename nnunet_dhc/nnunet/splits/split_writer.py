@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write ``splits_final.json`` with the key "unlabeled": the same file tells stock nnU-Net which cases are labeled."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.atomic_files import replace_file
+from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, locate_dataset
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, name_some
+from nnunet_dhc.nnunet.splits.label_contents import CACHE_FILE, classes_of_cases, foreground_classes, label_files
+from nnunet_dhc.nnunet.splits.split_drawing import draw_folds, labeled_order, make_units, missing_classes, take_labeled
+from nnunet_dhc.nnunet.splits.split_protocols import protocol_fold
+from nnunet_dhc.nnunet.splits.strict_plans import write_strict_plans
+
+Fold = dict[str, list[str]]
+
+
+@dataclass
+class SplitRequest:
+    """What the user asked for; see ``nnunet_dhc split -h``."""
+
+    labeled: float | int | None = None
+    folds: int = 5
+    seeds: Sequence[int] = (0,)
+    validation: float | int | None = None
+    groups_file: Path | None = None
+    protocol: str | None = None
+    keep_folds: bool = False
+    stratified: bool = True
+
+
+@dataclass
+class SplitResult:
+    """Folds with, for each, the classes that none of its labeled cases has; files written; notes to print."""
+
+    dataset: str
+    folds: list[Fold]
+    absent_classes: list[list[str]]
+    left_out: list[str]
+    written: list[Path] = field(default_factory=list)
+    backups: list[Path] = field(default_factory=list)
+    strict_plans: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def make_split(
+    dataset: str | int,
+    request: SplitRequest,
+    *,
+    dry_run: bool = False,
+    strict_from: str | None = None,
+    num_processes: int = 1,
+) -> SplitResult:
+    """Draw a split and write it.
+
+    Args:
+        dataset: Dataset id or name.
+        request: What to draw.
+        dry_run: Draw and check everything, write nothing (but the cache of label counts).
+        strict_from: Plans identifier from which plans with statistics of the labeled cases are made, one per fold.
+        num_processes: Processes that count labels.
+
+    Raises:
+        UserError: The split asked for can't be made, or can't be written where nnU-Net would read it.
+    """
+    places = locate_dataset(dataset)
+    dataset_json = places.dataset_json()
+    files = label_files(places.raw, places.preprocessed, dataset_json)
+    identifiers = sorted(files)
+    if strict_from and places.raw is None:
+        raise UserError("--strict reads the labeled images: nnUNet_raw must hold the dataset")
+    # Without stratification no label file is opened.
+    classes_of = (
+        classes_of_cases(files, dataset_json, places.preprocessed / CACHE_FILE, num_processes)
+        if request.stratified
+        else {}
+    )
+    folds = _draw(places, request, identifiers, classes_of)
+    used = {case for fold in folds for cases in fold.values() for case in cases}
+    names = list(foreground_classes(dataset_json)) if request.stratified else []
+    result = SplitResult(
+        places.name,
+        folds,
+        [missing_classes(fold["train"], classes_of, names) for fold in folds],
+        [case for case in identifiers if case not in used],
+    )
+    result.notes += _notes(result, classes_of, names)
+    if not dry_run:
+        _write(places, result)
+        if strict_from:
+            _write_strict(places, result, strict_from, files)
+    return result
+
+
+def _draw(
+    places: DatasetPlaces, request: SplitRequest, identifiers: Sequence[str], classes_of: Mapping[str, frozenset[str]]
+) -> list[Fold]:
+    if request.protocol:
+        return [protocol_fold(request.protocol, identifiers)]
+    if request.labeled is None:
+        raise UserError("--labeled is needed: a fraction of each fold's training cases (0.2), or a count (4)")
+    groups = read_groups(request.groups_file, identifiers) if request.groups_file else None
+    units = make_units(identifiers, groups)
+    unit_of = {case: unit for unit in units for case in unit}
+    if request.keep_folds:
+        divisions = [_kept_fold(fold, unit_of) for fold in _existing_folds(places)]
+    elif request.folds == 1:
+        wanted = 0.2 if request.validation is None else request.validation
+        order = labeled_order(units, request.seeds[0], -1 % 2**31, {})
+        validation = take_labeled(order, wanted, len(identifiers))
+        divisions = [([unit for unit in units if unit not in set(validation)], validation)]
+    else:
+        if request.validation is not None:
+            raise UserError("--val goes with --folds 1: with more folds, each case is a validation case once")
+        dealt = draw_folds(units, request.folds, request.seeds[0], classes_of)
+        divisions = [([unit for unit in units if unit not in set(part)], part) for part in dealt]
+    folds = []
+    for seed in request.seeds:
+        for number, (training, validation) in enumerate(divisions):
+            if not training:
+                raise UserError(f"fold {number} would have no training case: ask for fewer validation cases")
+            order = labeled_order(training, seed, number, classes_of)
+            labeled = take_labeled(order, request.labeled, sum(map(len, training)))
+            folds.append({
+                "train": _cases(labeled),
+                "val": _cases(validation),
+                "unlabeled": _cases([unit for unit in training if unit not in set(labeled)]),
+            })
+    return folds
+
+
+def _cases(units: Sequence[tuple[str, ...]]) -> list[str]:
+    return sorted(case for unit in units for case in unit)
+
+
+def _existing_folds(places: DatasetPlaces) -> list[Fold]:
+    path = places.preprocessed / SPLITS_FILE
+    if not path.is_file():
+        raise UserError(f"--keep: {path} does not exist; leave the option out to draw folds")
+    try:
+        folds = json.loads(path.read_text(encoding="utf-8"))
+        return [{key: list(fold.get(key, ())) for key in ("train", "val", "unlabeled")} for fold in folds]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is no split file ({error}): repair it, or leave --keep out to draw folds") from error
+
+
+def _kept_fold(fold: Fold, unit_of: Mapping[str, tuple[str, ...]]) -> tuple[list, list]:
+    unknown = [case for cases in fold.values() for case in cases if case not in unit_of]
+    if unknown:
+        raise UserError(f"--keep: {name_some(unknown)} of {SPLITS_FILE} is not in the dataset: repair the file first")
+    validation = {unit_of[case] for case in fold["val"]}
+    training = {unit_of[case] for case in fold["train"] + fold["unlabeled"]}
+    if validation & training:
+        raise UserError("--keep: a group of --groups has training and validation cases in the existing file: "
+                        "leave --keep out to draw folds that keep groups together")
+    return sorted(training), sorted(validation)
+
+
+def read_groups(path: Path, identifiers: Sequence[str]) -> dict[str, str]:
+    """Read the CSV with the columns ``identifier`` and ``group``.
+
+    Raises:
+        UserError: Not readable, other columns, unknown or repeated identifiers.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} can't be read ({error}): it must be a CSV file with identifier,group") from error
+    if not rows or not {"identifier", "group"} <= set(rows[0]):
+        raise UserError(f"{path} must have a first line with the columns identifier,group and one line per case")
+    groups: dict[str, str] = {}
+    for row in rows:
+        if row["identifier"] in groups:
+            raise UserError(f"{path} names {row['identifier']} twice: keep one line")
+        groups[row["identifier"]] = row["group"]
+    unknown = sorted(set(groups) - set(identifiers))
+    if unknown:
+        raise UserError(f"{path} names cases that the dataset does not have: {name_some(unknown)}")
+    return groups
+
+
+def _notes(result: SplitResult, classes_of: Mapping[str, frozenset[str]], names: Sequence[str]) -> list[str]:
+    notes = []
+    everywhere = missing_classes(list(classes_of), classes_of, names) if classes_of else []
+    if everywhere:
+        notes.append(f"no case of the dataset contains {', '.join(everywhere)}")
+    for number, absent in enumerate(result.absent_classes):
+        absent = [name for name in absent if name not in everywhere]
+        if not absent:
+            continue
+        fold = result.folds[number]
+        elsewhere = missing_classes(fold["train"] + fold["unlabeled"], classes_of, names)
+        reason = "more labeled cases would be needed" if not set(absent) & set(elsewhere) else (
+            "only validation cases have " + ", ".join(n for n in absent if n in elsewhere))
+        notes.append(f"fold {number}: no labeled case contains {', '.join(absent)} ({reason})")
+    if not all(fold["unlabeled"] for fold in result.folds):
+        notes.append("a fold without unlabeled cases needs scans in imagesUn, or a smaller --labeled")
+    return notes
+
+
+def _write(places: DatasetPlaces, result: SplitResult) -> None:
+    """Write to nnUNet_preprocessed, and to nnUNet_raw where a file is: planning again asserts that both agree."""
+    targets = [places.preprocessed / SPLITS_FILE]
+    if places.raw is not None and (places.raw / SPLITS_FILE).is_file():
+        targets.append(places.raw / SPLITS_FILE)
+    places.preprocessed.mkdir(parents=True, exist_ok=True)
+    for target in targets:
+        if not os.access(target.parent, os.W_OK):
+            raise UserError(f"{target} can't be written, and planning again fails unless it agrees with the split: "
+                            "make the folder writable or remove the file; nothing was changed")
+    content = json.dumps(result.folds, indent=4).encode()
+    for target in targets:
+        if target.is_file():
+            if target.read_bytes() == content:
+                result.notes.append(f"{target} is already like that")
+                continue
+            result.backups.append(_back_up(target))
+        replace_file(target, content)
+        result.written.append(target)
+    if result.backups:
+        trained = _trained_folds(places.name)
+        if trained:
+            result.notes.append(f"trained with the old split: {name_some(trained, 4)} in nnUNet_results; don't compare "
+                                "them with new trainings")
+
+
+def _back_up(path: Path) -> Path:
+    stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
+    backup, number = path.with_name(f"{path.name}.{stamp}.bak"), 1
+    while backup.exists():
+        backup, number = path.with_name(f"{path.name}.{stamp}-{number}.bak"), number + 1
+    shutil.copy2(path, backup)
+    return backup
+
+
+def _trained_folds(dataset_name: str) -> list[str]:
+    root = os.environ.get("nnUNet_results")
+    folder = Path(root) / dataset_name if root else None
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("*/fold_[0-9]*")) if folder else []
+
+
+def _write_strict(places: DatasetPlaces, result: SplitResult, plans: str, files: Mapping[str, Path]) -> None:
+    for number, fold in enumerate(result.folds):
+        path = write_strict_plans(places.raw, places.preprocessed, plans, number, fold["train"], files)
+        if path is None:
+            result.notes.append(f"{plans} normalizes each image by itself: nothing in it comes from labels, and no "
+                                "strict plans are needed")
+            return
+        result.strict_plans.append(path)

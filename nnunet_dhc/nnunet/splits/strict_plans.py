@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans whose intensity statistics come from one fold's labeled cases alone.
+
+Stock planning takes the statistics of CT normalization from the foreground of every case in labelsTr, unlabeled and
+validation cases of the fold included. Nothing else in the plans comes from labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.unlabeled.raw_images import list_training_images
+
+# Normalizations that read nothing of the plans but their own image.
+_NEED_NO_STATISTICS = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
+# Shared by the cases; nnU-Net draws ten times as many, from many more cases as a rule.
+_SAMPLES_IN_TOTAL = 10e6
+
+
+def strict_identifier(plans_identifier: str, fold: int) -> str:
+    """Plans identifier of a fold's strict plans."""
+    return f"{plans_identifier}StrictFold{fold}"
+
+
+def write_strict_plans(
+    raw_dataset_folder: Path,
+    preprocessed_dataset_folder: Path,
+    plans_identifier: str,
+    fold: int,
+    labeled: Sequence[str],
+    label_files: Mapping[str, Path],
+) -> Path | None:
+    """Copy plans to another identifier with statistics of the labeled cases only.
+
+    Returns:
+        The new plans file, or None where no channel's normalization uses such statistics.
+
+    Raises:
+        UserError: The plans or an image are missing.
+    """
+    source = preprocessed_dataset_folder / f"{plans_identifier}.json"
+    if not source.is_file():
+        raise UserError(f"{source} does not exist: run nnUNetv2_plan_and_preprocess first, --strict starts from it")
+    plans = deepcopy(json.loads(source.read_text()))
+    schemes = {
+        scheme for plan in plans["configurations"].values() for scheme in plan.get("normalization_schemes", ())
+    }
+    if schemes <= _NEED_NO_STATISTICS:
+        return None
+    dataset_json = json.loads((raw_dataset_folder / "dataset.json").read_text())
+    images = list_training_images(raw_dataset_folder, dataset_json, labeled)
+    gone = [case for case in labeled if case not in images]
+    if gone:
+        folder = raw_dataset_folder / "imagesTr"
+        raise UserError(f"no image of {gone[0]} in {folder}: --strict reads the labeled images")
+    files = [(list(images[case].files), str(label_files[case])) for case in labeled]
+    identifier = strict_identifier(plans_identifier, fold)
+    plans["plans_name"] = identifier
+    plans["foreground_intensity_properties_per_channel"] = _statistics(files, dataset_json)
+    for name, plan in plans["configurations"].items():
+        if "data_identifier" in plan:
+            plan["data_identifier"] = f"{identifier}_{name}"
+    target = preprocessed_dataset_folder / f"{identifier}.json"
+    replace_json(target, plans)
+    return target
+
+
+def _statistics(files: Sequence[tuple[list[str], str]], dataset_json: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Intensity statistics per channel, from nnU-Net's own sampling of the foreground."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+    from tqdm import tqdm
+
+    reader = determine_reader_writer_from_dataset_json(dataset_json, files[0][0][0], verbose=False)
+    samples = int(_SAMPLES_IN_TOTAL // len(files))
+    per_case = [
+        DatasetFingerprintExtractor.analyze_case(images, label, reader, samples)[2]
+        for images, label in tqdm(files, desc="Statistics of the labeled cases", unit="case")
+    ]
+    result = {}
+    for channel in range(len(per_case[0])):
+        values = np.concatenate([np.asarray(case[channel], dtype=np.float64) for case in per_case])
+        if not len(values):
+            raise UserError("the labeled cases of this fold have no foreground: --strict can't make statistics of them")
+        low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
+        result[str(channel)] = {
+            "max": float(values.max()),
+            "mean": float(values.mean()),
+            "median": float(median),
+            "min": float(values.min()),
+            "percentile_00_5": float(low),
+            "percentile_99_5": float(high),
+            "std": float(values.std()),
+        }
+    return result

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a new plans identifier whose key ``nnunet_dhc`` overrides settings of the recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, Recipe, overridden
+from nnunet_dhc.nnunet.training.run_record import write_json_atomically
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``name=value`` with the value in JSON, or a bare word.
+
+    Raises:
+        UserError: No ``=`` in the text.
+    """
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise UserError(f"--set {text}: write it as name=value, for example --set lambda_max=0.2")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value.strip()
+
+
+def configure_plans(
+    dataset_name_or_id: str,
+    plans_identifier: str,
+    new_identifier: str,
+    settings: Mapping[str, Any],
+    architecture_b_from: str | None = None,
+    configurations: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Copy a plans file to a new identifier and put settings into it.
+
+    Args:
+        settings: Overrides of the recipe by name; they are added to those that the old plans have.
+        architecture_b_from: Plans identifier whose architectures become sub-network B's.
+        configurations: Configurations that get that architecture (default: all that both plans have).
+
+    Returns:
+        Path of the new plans file.
+
+    Raises:
+        UserError: Missing or existing plans file, unknown setting or value, an architecture that does not fit.
+    """
+    folder = Path(os.fspath(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(dataset_name_or_id)
+    plans = _load_plans(folder, plans_identifier)
+    target = folder / f"{new_identifier}.json"
+    if plans_identifier == new_identifier:
+        raise UserError(
+            f"-o {new_identifier}: the new plans need another identifier than the old ones, so that their "
+            "results stay apart"
+        )
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists; choose another -o or pass --overwrite")
+    ours = {**plans.get(PLANS_KEY, {}), **settings}
+    if architecture_b_from:
+        ours["architecture_b"] = _architectures(plans, _load_plans(folder, architecture_b_from), configurations)
+    overridden(Recipe(), ours, str(target))
+    new_plans = deepcopy(plans)
+    new_plans["plans_name"] = new_identifier
+    new_plans[PLANS_KEY] = ours
+    write_json_atomically(target, new_plans)
+    return target
+
+
+def _load_plans(folder: Path, identifier: str) -> dict[str, Any]:
+    path = folder / f"{identifier}.json"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; run nnUNetv2_plan_and_preprocess first or correct the identifier")
+    return json.loads(path.read_text())
+
+
+def _architectures(plans: dict, other: dict, configurations: Sequence[str] | None) -> dict[str, Any]:
+    ours, theirs = PlansManager(deepcopy(plans)), PlansManager(deepcopy(other))
+    common = [c for c in ours.available_configurations if c in theirs.available_configurations]
+    chosen = configurations or common
+    unknown = sorted(set(chosen) - set(common))
+    if unknown or not chosen:
+        raise UserError(
+            f"configuration {', '.join(unknown) or '(any)'} is not in both {plans['plans_name']} and "
+            f"{other['plans_name']}; both have {', '.join(common) or 'none'}"
+        )
+    architectures = {}
+    for name in chosen:
+        a, b = ours.get_configuration(name), theirs.get_configuration(name)
+        if a.pool_op_kernel_sizes != b.pool_op_kernel_sizes:
+            raise UserError(
+                f"{name}: the architecture of {other['plans_name']} has strides {b.pool_op_kernel_sizes}, that of "
+                f"{plans['plans_name']} {a.pool_op_kernel_sizes}; A and B need outputs of the same sizes"
+            )
+        architectures[name] = b.configuration["architecture"]
+    return architectures

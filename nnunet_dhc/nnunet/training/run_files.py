@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that a run leaves beside nnU-Net's own, and the lines it prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from time import time
+from typing import TYPE_CHECKING
+
+from nnunet_dhc.nnunet.training.epoch_log import EpochLog
+from nnunet_dhc.nnunet.training.preparation import TrainingData
+from nnunet_dhc.nnunet.training.progress_plot import FILE_NAME as PLOT_NAME
+from nnunet_dhc.nnunet.training.progress_plot import plot_progress
+from nnunet_dhc.nnunet.training.run_record import (
+    RunRecord,
+    content_hash,
+    device_name,
+    installed_versions,
+    peak_memory_bytes,
+)
+
+if TYPE_CHECKING:
+    from nnunet_dhc.trainers.pair_trainer import PairTrainer
+
+_STEPS_MEASURED = 10
+
+
+class RunFiles:
+    """Writes ``dhc_run.json``, ``dhc_log.jsonl`` and ``dhc_progress.png`` of one fold.
+
+    Args:
+        folder: Output folder of the fold, None where nnUNet_results is not set.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self.folder = folder
+        self._first_steps: list[float] | None = []
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def start(self, trainer: PairTrainer, data: TrainingData) -> None:
+        """Before the first step: the record of the run and one line for the reader."""
+        cases = {
+            "labeled": list(data.cases.labeled),
+            "validation": list(data.cases.validation),
+            "unlabeled": list(data.unlabeled),
+        }
+        counts = {name: len(identifiers) for name, identifiers in cases.items()}
+        recipe = trainer.recipe
+        used = f"{counts['unlabeled']} unlabeled" if trainer.uses_unlabeled else "no unlabeled"
+        trainer.print_to_log_file(
+            f"{type(trainer).__name__}: {counts['labeled']} labeled, {used}, {counts['validation']} validation cases; "
+            f"A weighted by {recipe.weighting_a}, B by {recipe.weighting_b} ({recipe.weighting_mode}); lambda up to "
+            f"{recipe.lambda_max:g}; {trainer.num_epochs} epochs of {trainer.num_iterations_per_epoch} steps on "
+            f"{device_name(trainer.device)}"
+        )
+        if trainer.local_rank != 0:
+            return
+        EpochLog(self.folder).keep_before(trainer.current_epoch)
+        record = RunRecord(self.folder)
+        earlier = record.read() if trainer.current_epoch else {}
+        record.update(
+            trainer=type(trainer).__name__,
+            plans=trainer.plans_manager.plans_name,
+            configuration=trainer.configuration_name,
+            fold=trainer.fold,
+            versions=installed_versions(),
+            recipe=recipe.to_json(),
+            plans_hash=content_hash(trainer.plans_manager.plans),
+            seed=trainer.seed,
+            device=device_name(trainer.device),
+            cases=cases,
+            counts=counts,
+            class_names=trainer.class_names,
+            labeled_voxel_counts=[int(n) for n in data.labeled_counts],
+            num_epochs=trainer.num_epochs,
+            iterations_per_epoch=trainer.num_iterations_per_epoch,
+            batch_size=trainer.configuration_manager.batch_size,
+            patch_size=list(trainer.configuration_manager.patch_size),
+            parameters=sum(p.numel() for p in trainer.pair.parameters()),
+            command=sys.argv,
+            started=earlier.get("started", time()),
+            seconds_total=earlier.get("seconds_total", 0.0),
+            finished=None,
+            warnings=list(data.warnings),
+            **data.fingerprint,
+        )
+
+    def estimate_duration(self, trainer: PairTrainer) -> None:
+        """After the first steps of a run, one line that says what it will take."""
+        if self._first_steps is None:
+            return
+        self._first_steps.append(time())
+        if len(self._first_steps) <= min(_STEPS_MEASURED, trainer.num_iterations_per_epoch - 1):
+            return
+        # the first step carries compilation and the filling of caches
+        per_step = (self._first_steps[-1] - self._first_steps[0]) / max(len(self._first_steps) - 1, 1)
+        steps = (trainer.num_epochs - trainer.current_epoch) * trainer.num_iterations_per_epoch
+        validation = (trainer.num_epochs - trainer.current_epoch) * trainer.num_val_iterations_per_epoch / 6
+        hours = per_step * (steps + validation) / 3600
+        checkpoint = self.path("checkpoint_latest.pth")
+        disk = 2 * os.path.getsize(checkpoint) / 1e9 if os.path.isfile(checkpoint) else 0.0
+        trainer.print_to_log_file(
+            f"This run will take about {hours:.1f} h at {per_step:.2f} s a step (final validation not counted), "
+            f"{peak_memory_bytes(trainer.device) / 1e9:.1f} GB of memory "
+            f"and {disk:.1f} GB of disk for its checkpoints. A shorter one: -tr {type(trainer).__name__}_<N>epochs"
+        )
+        self._first_steps = None
+
+    def log_epoch(self, trainer: PairTrainer, epoch: int) -> None:
+        """After an epoch: one line of the log, the alarms, the curves."""
+        training = trainer.statistics.read()
+        seconds = trainer.timer.read()
+        validation = trainer.validation
+        labels_contain = [bool(n > 0) for n in trainer.data.labeled_counts[1:]]
+        alarms = trainer.monitor.observe(
+            labels_contain,
+            training["pseudo_label_share_b"][1:],
+            validation["dice_mean"],
+            validation["relative_logit_gap"],
+        )
+        starts, ends = (trainer.logger.get_value(f"epoch_{edge}_timestamps", step=-1) for edge in ("start", "end"))
+        line = {
+            "epoch": epoch,
+            "lambda": trainer.loss_weight,
+            "learning_rate": trainer.optimizer.param_groups[0]["lr"],
+            **training,
+            **validation,
+            "class_weights_a": trainer.objective.weighting_a.weights.tolist(),
+            "class_weights_b": trainer.objective.weighting_b.weights.tolist(),
+            "unlabeled_rate": trainer.unlabeled_rate,
+            "seconds": {"epoch": ends - starts, "loading": trainer.dataloader_train.waited_s, **seconds},
+            "peak_memory_bytes": peak_memory_bytes(trainer.device),
+            "alarms": alarms,
+        }
+        log = EpochLog(self.folder)
+        log.append(line)
+        plot_progress(log.read(), trainer.class_names, self.path(PLOT_NAME))
+        self._print(trainer, line)
+        record = RunRecord(self.folder)
+        record.update(
+            seconds_total=record.read().get("seconds_total", 0.0) + line["seconds"]["epoch"],
+            peak_memory_bytes=line["peak_memory_bytes"],
+        )
+
+    def end(self, trainer: PairTrainer) -> None:
+        if trainer.local_rank == 0:
+            RunRecord(self.folder).update(finished=time())
+
+    @staticmethod
+    def _print(trainer: PairTrainer, line: dict) -> None:
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in line["losses"].items())
+        trainer.print_to_log_file(f"lambda {line['lambda']:.5f}  {losses}")
+        trainer.print_to_log_file(
+            f"agreement of A and B {line['agreement']:.3f}  unsupervised share of the gradient "
+            f"{line['unsupervised_gradient_share']:.3f}  waiting for data {line['seconds']['loading']:.1f} s"
+        )
+        for name in ("skipped_steps", "amp_overflow_steps", "empty_cross_entropies"):
+            if line[name]:
+                trainer.print_to_log_file(f"{name.replace('_', ' ')}: {line[name]}")
+        for alarm in line["alarms"]:
+            trainer.print_to_log_file("ALARM:", alarm)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Normal or low-memory steps: what the user asked for, or what the device's memory holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from nnunetv2.utilities.helpers import empty_cache
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nnunet_dhc.nnunet.training.low_memory_step import low_memory_step
+from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, weighting_states, whole_step
+
+if TYPE_CHECKING:
+    from nnunet_dhc.trainers.pair_trainer import PairTrainer
+
+
+class StepMode:
+    """Runs the steps of a training up to the gradients.
+
+    With "auto" a step that does not fit into the device's memory is done again with less at a time: first the
+    low-memory mode, with the labeled and the unlabeled patches each together, then with half as many patches, and so on
+    down to one. Under DDP "auto" stays with the normal mode, because the ranks would have to change together.
+
+    Args:
+        setting: "auto", "on" or "off".
+        trainer: After ``initialize``.
+
+    Raises:
+        NotImplementedError: "on" with networks whose batch normalization couples the patches.
+    """
+
+    def __init__(self, setting: str, trainer: PairTrainer) -> None:
+        couples_patches = any(isinstance(module, _BatchNorm) for module in trainer.pair.modules())
+        if setting == "on" and couples_patches:
+            raise NotImplementedError(
+                "low_memory=on needs networks without batch normalization, which couples the patches; use nnU-Net's "
+                "instance normalization, or a smaller batch_size or patch_size in the plans"
+            )
+        self._adapts = setting == "auto" and not couples_patches and not trainer.is_ddp
+        self.patches_at_once: int | None = trainer.batch_size if setting == "on" else None
+
+    @property
+    def name(self) -> str:
+        """For the log: "normal", or "low memory" and the number of patches at once."""
+        if self.patches_at_once is None:
+            return "normal"
+        return f"low memory, {self.patches_at_once} patch{'es' if self.patches_at_once > 1 else ''} at once"
+
+    def gradients(self, trainer: PairTrainer, inputs: StepInputs) -> StepOutcome:
+        """The losses of a step, with their gradients added to those in the parameters."""
+        before = weighting_states(trainer) if self._adapts else []
+        while True:
+            try:
+                if self.patches_at_once is None:
+                    return whole_step(trainer, inputs)
+                return low_memory_step(trainer, inputs, self.patches_at_once)
+            except RuntimeError as error:
+                if not (self._adapts and is_out_of_memory(error)) or self.patches_at_once == 1:
+                    raise
+            # here the error is gone, and with it the tensors of its frames
+            trainer.optimizer.zero_grad(set_to_none=True)
+            trainer.objective.weighting_a.load_state_dict(before[0])
+            trainer.objective.weighting_b.load_state_dict(before[1])
+            empty_cache(trainer.device)
+            was, self.patches_at_once = self.name, self._fewer_patches(trainer.batch_size)
+            trainer.print_to_log_file(
+                f"A step ({was}) does not fit into the memory of the device: going on in the mode {self.name}. The "
+                "result is the same, a step takes about a quarter longer. To start in this mode: low_memory=on"
+            )
+
+    def _fewer_patches(self, batch_size: int) -> int:
+        return batch_size if self.patches_at_once is None else max(1, self.patches_at_once // 2)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that the device's memory is full; not every backend has a class for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find unlabeled cases that are a labeled, validation or test case, by identifier or by identical voxels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.splits.fold_cases import FoldCases, name_some
+from nnunet_dhc.nnunet.unlabeled.odd_scans import ImageSummary, from_json
+from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase
+
+HASHES_FILE = "labeled_hashes.json"
+TEST_PREFIX = "imagesTs/"
+
+
+class LabeledHashes:
+    """Voxel hashes of labeled and test images, kept in the store's folder so that each image is read once.
+
+    Keys are identifiers; those of test images have a prefix. Only images are read, never a label.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / HASHES_FILE
+        self._unsaved = False
+        self.by_key: dict[str, tuple[list[list[Any]], str | None, ImageSummary | None]] = {}
+        try:
+            cached = json.loads(self.path.read_text(encoding="utf-8"))
+            self.by_key = {
+                key: (sources, voxels, from_json(summary)) for key, (sources, voxels, summary) in cached.items()
+            }
+        except (OSError, ValueError, AttributeError, TypeError):
+            pass  # a cache: made again
+
+    def missing(self, cases: Mapping[str, RawCase]) -> list[str]:
+        """Keys whose images are new or changed."""
+        return [key for key, case in cases.items() if self._sources(key) != _as_lists(case)]
+
+    def add(self, key: str, case: RawCase, voxels: str | None, summary: ImageSummary | None) -> None:
+        """Remember one hash (None: the image can't be read); ``save`` writes it."""
+        self.by_key[key] = (_as_lists(case), voxels, summary)
+        self._unsaved = True
+
+    def save(self) -> None:
+        """Write all hashes at once, if any is new."""
+        if self._unsaved:
+            replace_json(self.path, self.by_key)
+            self._unsaved = False
+
+    def voxels(self, key: str) -> str | None:
+        """Hash of one case, or None if its image could not be read."""
+        return self.by_key[key][1] if key in self.by_key else None
+
+    def summaries(self) -> list[ImageSummary]:
+        """What the images of labeled cases look like; test cases are left out."""
+        return [
+            summary
+            for key, (_, _, summary) in self.by_key.items()
+            if summary is not None and not key.startswith(TEST_PREFIX)
+        ]
+
+    def _sources(self, key: str) -> list[list[Any]] | None:
+        return self.by_key[key][0] if key in self.by_key else None
+
+
+def _as_lists(case: RawCase) -> list[list[Any]]:
+    return [list(source) for source in case.sources]
+
+
+def refuse_leaks_by_name(from_images_un: Iterable[str], folds: Sequence[FoldCases], images_un: str) -> None:
+    """Raise if an identifier in ``imagesUn`` also names a case of a fold."""
+    names = set(from_images_un)
+    for fold in folds:
+        for role, cases in (("training", fold.labeled), ("validation", fold.validation)):
+            both = sorted(names.intersection(cases))
+            if both:
+                raise UserError(
+                    f"{name_some(both)} in {images_un} has the name of a labeled {role} case of this fold, which "
+                    f"would leak: remove it from {IMAGES_UN}, or rename it if it is another patient."
+                )
+        both = sorted(names.intersection(fold.unlabeled))
+        if both:
+            raise UserError(
+                f'{name_some(both)} is in {images_un} and also under "unlabeled" in splits_final.json: '
+                f"remove it from {IMAGES_UN}, or rename it if it is another patient."
+            )
+
+
+def check_voxels(
+    unlabeled: Mapping[str, str | None],
+    origin: Callable[[str], str],
+    folds: Sequence[tuple[FoldCases, frozenset[str]]],
+    hashes: LabeledHashes,
+) -> list[str]:
+    """Compare the voxels of unlabeled cases with those of labeled, validation and test cases.
+
+    Args:
+        unlabeled: Voxel hash by identifier of unlabeled case.
+        origin: Folder in which an unlabeled case lies.
+        folds: Each fold with the unlabeled cases that it trains on.
+        hashes: Hashes of the images of labeled and test cases.
+
+    Returns:
+        Notes on cases that are also test cases (transduction) and on unlabeled cases that equal each other.
+
+    Raises:
+        UserError: An unlabeled case has the voxels of a labeled or validation case of the same fold.
+    """
+    twins: dict[str, list[str]] = {}
+    for identifier, voxels in unlabeled.items():
+        if voxels is not None:
+            twins.setdefault(voxels, []).append(identifier)
+    test = {voxels for key, (_, voxels, _) in hashes.by_key.items() if key.startswith(TEST_PREFIX)}
+    leaks = []
+    for fold, trained_on in folds:
+        for role, cases in (("training", fold.labeled), ("validation", fold.validation)):
+            for case in cases:
+                voxels = hashes.voxels(case)
+                for twin in twins.get(voxels, ()) if voxels is not None else ():
+                    if twin in trained_on:
+                        leaks.append(f"{origin(twin)}/{twin} = {role} case {case}")
+    if leaks:
+        raise UserError(
+            "Unlabeled cases with exactly the voxels of labeled cases of the fold would leak: "
+            f"{name_some(sorted(set(leaks)))}. Remove them from the unlabeled cases."
+        )
+    notes = []
+    transductive = sorted(twin for voxels in twins.keys() & test for twin in twins[voxels])
+    if transductive:
+        notes.append(
+            f"Transduction: {name_some(transductive)} {'is' if len(transductive) == 1 else 'are'} also in imagesTs; "
+            "scores on these test cases are not scores on unseen images."
+        )
+    same = [" = ".join(sorted(group)) for group in twins.values() if len(group) > 1]
+    if same:
+        notes.append(f"Unlabeled cases with identical voxels count more than once: {name_some(sorted(same))}.")
+    return notes

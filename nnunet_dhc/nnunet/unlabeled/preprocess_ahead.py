@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preprocess the unlabeled cases of several configurations and folds, from names as the command line gets them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, number_of_folds, read_fold_cases
+from nnunet_dhc.nnunet.unlabeled.raw_images import training_identifiers
+from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
+
+
+def preprocess_ahead(
+    dataset: str | int,
+    configurations: Sequence[str],
+    plans_identifier: str = "nnUNetPlans",
+    folds: Sequence[str | int] | None = None,
+    *,
+    num_processes: int | None = None,
+    skip_bad: bool = False,
+    show_progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> list[UnlabeledPool]:
+    """Bring the store of each configuration up to date.
+
+    Args:
+        dataset: Dataset id or name.
+        configurations: For example ["2d", "3d_fullres"].
+        plans_identifier: Name of the plans.
+        folds: Fold numbers or "all"; None joins the unlabeled cases of every fold of the split file.
+        num_processes: Default: nnU-Net's own number.
+        skip_bad: Record bad scans as excluded and go on.
+        show_progress: Show a progress bar.
+        say: Gets each message.
+
+    Raises:
+        UserError: As ``bring_store_up_to_date``, or the dataset, plans or configuration is unknown.
+    """
+    from nnunetv2.configuration import default_num_processes
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    if num_processes is not None and num_processes < 0:
+        raise UserError(f"-np {num_processes} is no number of processes: use 0 or more.")
+    base = dataset_folder(dataset)
+    plans = _load_json(base / f"{plans_identifier}.json", "run nnUNetv2_plan_and_preprocess, or give -p")
+    dataset_json = _load_json(base / "dataset.json", "run nnUNetv2_plan_and_preprocess")
+    plans_manager = PlansManager(plans)
+    unknown = [name for name in configurations if name not in plans_manager.available_configurations]
+    if unknown:
+        raise UserError(
+            f"{base / f'{plans_identifier}.json'} has no configuration {unknown[0]}: choose from "
+            f"{', '.join(plans_manager.available_configurations)}."
+        )
+    pools = []
+    for name in configurations:
+        data_identifier = plans_manager.get_configuration(name).data_identifier
+        cases = folds_to_prepare(base, _identifiers(base, data_identifier, dataset_json), folds)
+        pool = bring_store_up_to_date(
+            plans_manager,
+            name,
+            dataset_json,
+            cases,
+            default_num_processes if num_processes is None else num_processes,
+            skip_bad,
+            show_progress,
+            preprocessed_dataset_folder_base=base,
+            say=say,
+        )
+        for note in pool.notes:
+            say(note)
+        say(
+            f"{name}: {len(pool.identifiers)} unlabeled cases are ready in {pool.folder} ({pool.n_from_images_un} from "
+            f"imagesUn, {pool.n_from_split} from {SPLITS_FILE})."
+        )
+        pools.append(pool)
+    return pools
+
+
+def folds_to_prepare(
+    base: Path, identifiers: Sequence[str], folds: Sequence[str | int] | None
+) -> list[FoldCases]:
+    """The folds asked for; without a wish, every fold of the split file (or all cases where there is none yet)."""
+    if folds is None:
+        if not (base / SPLITS_FILE).is_file():
+            folds = ["all"]
+        else:
+            folds = list(range(number_of_folds(base, identifiers)))
+    return [read_fold_cases(base, identifiers, fold) for fold in folds]
+
+
+def dataset_folder(dataset: str | int) -> Path:
+    """Folder of a dataset in ``nnUNet_preprocessed``."""
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    root = os.environ.get("nnUNet_preprocessed")
+    if not root:
+        raise UserError("nnUNet_preprocessed is not set: export it as nnU-Net's documentation says.")
+    try:
+        base = Path(root) / maybe_convert_to_dataset_name(dataset)
+    except (RuntimeError, ValueError) as error:
+        found = sorted(path.name for path in Path(root).glob("Dataset*"))
+        raise UserError(
+            f"There is no single dataset {dataset} in {root} (found: {', '.join(found) or 'none'}): give -d as a "
+            "number or as the folder's name."
+        ) from error
+    if not base.is_dir():
+        raise UserError(f"{base} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset} first.")
+    return base
+
+
+def _identifiers(base: Path, data_identifier: str, dataset_json: dict[str, Any]) -> list[str]:
+    """Labeled cases: those that nnU-Net preprocessed, or the raw ones where it hasn't yet."""
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    folder = base / data_identifier
+    if folder.is_dir() and any(folder.iterdir()):
+        return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+    raw_root = os.environ.get("nnUNet_raw")
+    return training_identifiers(Path(raw_root) / base.name, dataset_json) if raw_root else []
+
+
+def _load_json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: {remedy}.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}): {remedy}.") from error

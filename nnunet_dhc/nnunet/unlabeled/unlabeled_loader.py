@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patches of unlabeled cases: nnU-Net's sampling and augmentation where there is no label to look at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from threadpoolctl import threadpool_limits
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import case_files
+
+
+class UnlabeledDataset:
+    """Preprocessed unlabeled cases behind the interface of nnU-Net's datasets.
+
+    It holds a folder and a list of names, so that a worker process gets it cheaply; files are opened per patch.
+
+    Args:
+        folder: The folder of the store.
+        identifiers: Cases to draw from.
+        folder_with_segs_from_previous_stage: Predictions of the previous stage of a cascade, as nnU-Net stores them.
+        with_nonzero_mask: Whether augmentation needs the nonzero mask; None looks whether the first case has one.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        identifiers: Sequence[str],
+        folder_with_segs_from_previous_stage: str | Path | None = None,
+        with_nonzero_mask: bool | None = None,
+    ) -> None:
+        blosc2.set_nthreads(1)
+        self.source_folder = str(folder)
+        self.identifiers = identifiers if isinstance(identifiers, list) else list(identifiers)
+        self.folder_with_segs_from_previous_stage = folder_with_segs_from_previous_stage
+        if with_nonzero_mask is None:
+            with_nonzero_mask = bool(self.identifiers) and os.path.isfile(
+                os.path.join(self.source_folder, case_files(self.identifiers[0])["nonzero"])
+            )
+        self.with_nonzero_mask = with_nonzero_mask
+        # As nnU-Net: memory mapping does not work with blosc2 on Windows.
+        self.mmap_kwargs = {} if os.name == "nt" else {"mmap_mode": "r"}
+
+    def __getitem__(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        return self.load_case(identifier)
+
+    @property
+    def needs_segmentation(self) -> bool:
+        """Whether augmentation must see a segmentation channel (nonzero mask, or the previous stage of a cascade)."""
+        return self.with_nonzero_mask or self.folder_with_segs_from_previous_stage is not None
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        """Open a case.
+
+        Returns:
+            Image (c, x, y, z) and nonzero mask (1, x, y, z; -1 outside) as blosc2 arrays (without a mask: zeros that
+            take no memory), the previous stage's segmentation (x, y, z) or None, and properties without any label.
+        """
+        names = case_files(identifier)
+        data = self._open(identifier, os.path.join(self.source_folder, names["image"]))
+        if self.with_nonzero_mask:
+            seg = self._open(identifier, os.path.join(self.source_folder, names["nonzero"]))
+        else:
+            seg = np.broadcast_to(np.int8(0), (1, *data.shape[1:]))
+        seg_prev = None
+        if self.folder_with_segs_from_previous_stage is not None:
+            path = os.path.join(self.folder_with_segs_from_previous_stage, names["image"])
+            seg_prev = self._open(identifier, path)
+        return data, seg, seg_prev, {"class_locations": {}}
+
+    def _open(self, identifier: str, path: str) -> Any:
+        try:
+            return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **self.mmap_kwargs)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise unreadable_case(identifier, path, error) from error
+
+
+def unreadable_case(identifier: str, path: str, error: Exception) -> UserError:
+    """The error of a preprocessed file that vanished or broke after it was written."""
+    what = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
+    return UserError(
+        f"The preprocessed file {path} of the case {identifier} {what}: delete it if it is still there, and run "
+        "nnunet_dhc preprocess (or the training again), which rebuilds it."
+    )
+
+
+class UnlabeledDataLoader(nnUNetDataLoader):
+    """nnU-Net's loader without labels: random locations only, and no target in the batch.
+
+    Arguments as in ``nnUNetDataLoader``; a batch is ``{"data": (b, c, *spatial) float32, "keys": identifiers}``.
+    """
+
+    def __init__(
+        self,
+        data: UnlabeledDataset,
+        batch_size: int,
+        patch_size: Sequence[int],
+        final_patch_size: Sequence[int],
+        label_manager: Any,
+        sampling_probabilities: Sequence[float] | None = None,
+        pad_sides: Sequence[int] | None = None,
+        transforms: Any = None,
+    ) -> None:
+        super().__init__(
+            data,
+            batch_size,
+            patch_size,
+            final_patch_size,
+            label_manager,
+            oversample_foreground_percent=0.0,
+            sampling_probabilities=sampling_probabilities,
+            pad_sides=pad_sides,
+            transforms=transforms,
+        )
+        # An ignore label would make the stock loader look up where a case is annotated.
+        self.has_ignore = False
+        self.annotated_classes_key = ()
+
+    def get_indices(self) -> list[str]:
+        """As nnU-Net, but without turning the whole list of identifiers into an array for each batch."""
+        chosen = np.random.choice(len(self.indices), self.batch_size, replace=True, p=self.sampling_probabilities)
+        return [self.indices[index] for index in chosen]
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Draw cases and locations at random, crop, pad and augment."""
+        keys = self.get_indices()
+        batch = None
+        with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
+            for index, identifier in enumerate(keys):
+                image = self._augmented_patch(identifier)
+                if batch is None:
+                    batch = torch.empty((self.batch_size, *image.shape), dtype=torch.float32)
+                batch[index] = image
+        return {"data": batch, "keys": keys}
+
+    def _augmented_patch(self, identifier: str) -> torch.Tensor:
+        data, seg, seg_prev, _ = self._data.load_case(identifier)
+        lower, upper = self.get_bbox(data.shape[1:], False, None)
+        bbox = [list(bounds) for bounds in zip(lower, upper, strict=True)]
+        names = case_files(identifier)
+        with _naming_damage(identifier, os.path.join(self._data.source_folder, names["image"])):
+            sample = {"image": torch.from_numpy(crop_and_pad_nd(data, bbox, 0)).float()}
+        if self._data.needs_segmentation:
+            with _naming_damage(identifier, os.path.join(self._data.source_folder, names["nonzero"])):
+                sample["segmentation"] = _crop_segmentation(seg, bbox)
+        if seg_prev is not None:
+            previous = _crop_segmentation(seg_prev, bbox)[None]
+            sample["segmentation"] = torch.cat((sample["segmentation"], previous), dim=0)
+        if self.patch_size_was_2d:
+            sample = {key: value[:, 0] for key, value in sample.items()}
+        if self.transforms is not None:
+            sample = self.transforms(**sample)
+        return sample["image"]
+
+
+@contextmanager
+def _naming_damage(identifier: str, path: str):
+    """Damage inside a file shows only where its voxels are unpacked: say which file it was."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise unreadable_case(identifier, path, error) from error
+
+
+def _crop_segmentation(seg: Any, bbox: list[list[int]]) -> torch.Tensor:
+    return torch.from_numpy(crop_and_pad_nd(seg, bbox, -1, cast_cropped_to=np.int16)).to(torch.int16)
