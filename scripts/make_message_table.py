@@ -30,7 +30,7 @@ HEAD = """# Messages
 
 What you read when something is wrong: the last line on standard error, as the real commands printed it on a tiny
 dataset (`python scripts/make_message_table.py` writes this page; `tests/cli/test_messages.py` checks every row). Paths
-are shortened to nnU-Net's three variables. Inside `nnUNetv2_train`, the traceback is in the fold's `training_log_*.txt`.
+are shortened to nnU-Net's three variables. For `nnUNetv2_train`, the traceback is in the fold's `training_log_*.txt`.
 Nothing that was finished is lost: scans that are preprocessed stay so, and the last whole checkpoint is kept.
 """
 NOT_MADE = "(not made here: it needs the right to mount a small disk)"
