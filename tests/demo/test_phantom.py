@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_organs_are_there_unless_taken_out(cases):
 def test_anatomy_varies(cases):
     common = min(case.segmentation.shape[0] for case in cases)
     livers = [case.segmentation[:common] == CLASSES["liver"] for case in cases]
-    overlaps = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(livers, livers[1:], strict=False)]
+    overlaps = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairwise(livers)]
     assert max(overlaps) < 0.95
 
 

@@ -46,7 +46,7 @@ def test_failed_command_names_its_log_and_runs_again(tmp_path):
     steps = Steps(tmp_path, 1, os.environ)
     flag = tmp_path / "flag"
     command = ["python", "-c", f"import os; print('the reason'); assert os.path.exists({str(flag)!r})"]
-    with pytest.raises(UserError, match="failed .*01_python.log"):
+    with pytest.raises(UserError, match=r"failed .*01_python.log"):
         steps.command("only", command)
     flag.touch()
     Steps(tmp_path, 1, os.environ).command("only", command)
