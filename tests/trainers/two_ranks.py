@@ -29,6 +29,7 @@ SETTINGS = {
     "plain": {},
     "pooled": {"dice_pooled_over_batch": True, "unsupervised_dice": 1.0},
     "per sample": {"dice_pooled_over_batch": False, "unsupervised_dice": 1.0, "unsupervised_on": "unlabeled"},
+    "low memory": {"low_memory": "on", "dice_pooled_over_batch": True, "unsupervised_dice": 1.0},
     "counts of all": {"weighting_a": "simis", "weighting_b": "crest", "counts_from": "labeled"},
 }
 
