@@ -13,6 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.reliability.changed_plans import changed_plans
 from nnunet_dhc.nnunet.reliability.child_watch import ChildWatch
 from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder
 from nnunet_dhc.nnunet.reliability.explained_errors import explained
@@ -25,6 +26,7 @@ from nnunet_dhc.nnunet.reliability.loading_failure import (
 )
 from nnunet_dhc.nnunet.reliability.output_folder import claimed, remove_unfinished
 from nnunet_dhc.nnunet.reliability.resume_command import has_checkpoint, resume_command
+from nnunet_dhc.nnunet.splits.fold_cases import name_some
 
 
 class ReliableTrainer(nnUNetTrainer):
@@ -45,6 +47,26 @@ class ReliableTrainer(nnUNetTrainer):
             super().__init__(plans, configuration, fold, dataset_json, device)
         except OSError as error:
             raise explained(error, self.output_folder, self._preprocess_command, self._resume_command) from error
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        plans = self.plans_manager.plans
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except RuntimeError as error:
+            changed = changed_plans(self.my_init_kwargs["plans"], plans, self.configuration_name)
+            if not changed:
+                raise
+            raise UserError(
+                f"{filename_or_checkpoint} does not fit the plans {self.plans_manager.plans_name}, which have changed "
+                f"since this run started ({name_some(changed, 5)}): restore them, or train with them under another "
+                "plans identifier"
+            ) from error
+        changed = changed_plans(self.my_init_kwargs["plans"], plans, self.configuration_name)
+        if changed:
+            self.print_to_log_file(
+                f"WARNING: the plans have changed since this run started ({name_some(changed, 5)}); it goes on with "
+                "the new ones"
+            )
 
     def run_training(self):
         with self._ending_well("training"), claimed(self.output_folder, self.local_rank):

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``--c`` after the plans were edited: what changed is named, and what can't go on is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny_training import make_trainer, resumed
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.reliability.changed_plans import changed_plans
+
+
+@pytest.fixture
+def started(tiny_dataset):
+    trainer = make_trainer(tiny_dataset)
+    trainer.on_train_start()
+    return trainer
+
+
+def test_another_setting_is_told(tiny_dataset, started, capsys):
+    resumed(tiny_dataset, started, lambda_max=0.3)
+    assert "the plans have changed since this run started (nnunet_dhc.lambda_max)" in capsys.readouterr().out
+
+
+def test_same_plans_are_not_mentioned(tiny_dataset, started, capsys):
+    resumed(tiny_dataset, started)
+    assert "plans have changed" not in capsys.readouterr().out
+
+
+def test_another_network_is_refused(tiny_dataset, started):
+    path = tiny_dataset.preprocessed / f"{tiny_dataset.tiny_plans}.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [6, 8, 8]
+    path.write_text(json.dumps(plans))
+    with pytest.raises(UserError, match=r"checkpoint_latest.pth does not fit the plans .*features_per_stage.*restore"):
+        resumed(tiny_dataset, started)
+
+
+def test_other_configurations_do_not_matter():
+    before = {"configurations": {"2d": {"batch_size": 2}, "3d": {"patch_size": (1, 2)}}}
+    now = {"configurations": {"2d": {"batch_size": 9}, "3d": {"patch_size": [1, 2]}}, "continue_training": True}
+    assert changed_plans(before, now, "3d") == []
+    assert changed_plans(before, now, "2d") == ["2d.batch_size"]
