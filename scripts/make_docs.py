@@ -159,7 +159,8 @@ def settings_page() -> str:
         "## Options of the class weightings",
         "They go into `weighting_a_options` and `weighting_b_options` as a JSON object, for example "
         "`--set 'weighting_b_options={\"momentum\": 0.995}'`. Their meaning stands in the docstring of each class. "
-        "`null` for `scale` is the number of classes. `configure` doesn't check them; the training does when it starts.",
+        "`null` for `scale` is the number of classes. "
+        "`configure` doesn't check them; the training does when it starts.",
         table(("Weighting", "Class", "Reads, each step", "Options and defaults"), weightings),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
