@@ -160,7 +160,7 @@ def settings_page() -> str:
         "They go into `weighting_a_options` and `weighting_b_options` as a JSON object, for example "
         "`--set 'weighting_b_options={\"momentum\": 0.995}'`. Their meaning stands in the docstring of each class. "
         "`null` for `scale` is the number of classes. "
-        "`configure` doesn't check them; the training does when it starts.",
+        "`configure` checks them.",
         table(("Weighting", "Class", "Reads, each step", "Options and defaults"), weightings),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"

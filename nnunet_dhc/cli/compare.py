@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trainings.add_argument("--results-roots", nargs="+", type=Path, metavar="DIR",
                            help="results folders of repeats (seeds); default: nnUNet_results")
     folders = parser.add_argument_group("folders of predictions, instead of trainings")
-    folders.add_argument("-i", nargs="+", metavar="NAME=DIR", help="predictions; a name given twice is two repeats")
+    folders.add_argument("-i", nargs="+", action="extend", metavar="NAME=DIR",
+                         help="predictions; a name given twice is two repeats")
     folders.add_argument("-ref", type=Path, metavar="DIR", help="reference label maps")
     folders.add_argument("-djfile", type=Path, metavar="FILE", help="dataset.json")
     folders.add_argument("--images", type=Path, metavar="DIR", help="images (CASE_0000), for the pictures")

@@ -226,7 +226,7 @@ class PairTrainer(ReliableTrainer):
         if recipe.ramp_length > 0:
             ramp = gaussian_rampup(max(epoch - recipe.ramp_lag_epochs, 0) / (recipe.ramp_length * self.num_epochs))
         rate = max(ramp, recipe.unlabeled_minimum_rate) if recipe.unlabeled_schedule == "ramp" else 1.0
-        return recipe.lambda_max * ramp, rate
+        return recipe.lambda_max * ramp if self.uses_unlabeled else 0.0, rate
 
     def _choose_streams(self, iteration: int) -> None:
         """Draw unlabeled patches in this step if the schedule's whole part rises; the same on all ranks."""

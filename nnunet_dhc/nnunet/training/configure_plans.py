@@ -15,6 +15,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.training.objective import make_weighting
 from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, Recipe, overridden
 from nnunet_dhc.nnunet.training.run_record import write_json_atomically
 
@@ -69,7 +70,12 @@ def configure_plans(
     ours = {**plans.get(PLANS_KEY, {}), **settings}
     if architecture_b_from:
         ours["architecture_b"] = _architectures(plans, _load_plans(folder, architecture_b_from), configurations)
-    overridden(Recipe(), ours, str(target))
+    recipe = overridden(Recipe(), ours, str(target))
+    for name, options in (
+        (recipe.weighting_a, recipe.weighting_a_options),
+        (recipe.weighting_b, recipe.weighting_b_options),
+    ):
+        make_weighting(name, 2, recipe.weighting_mode, options)  # raises for options that it does not know
     new_plans = deepcopy(plans)
     new_plans["plans_name"] = new_identifier
     new_plans[PLANS_KEY] = ours

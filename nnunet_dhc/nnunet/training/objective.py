@@ -39,7 +39,7 @@ def make_weighting(name: str, num_classes: int, mode: str, options: Mapping[str,
     """Class weighting by its name in the recipe.
 
     Raises:
-        UserError: ``options`` has an argument that this weighting does not know.
+        UserError: ``options`` has an argument that this weighting does not know, or a value outside its range.
     """
     cls = _WEIGHTINGS[name]
     known = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "num_classes", "mode")]
@@ -48,7 +48,10 @@ def make_weighting(name: str, num_classes: int, mode: str, options: Mapping[str,
         raise UserError(
             f"class weighting {name} has no option {', '.join(unknown)}; valid are {', '.join(known) or 'none'}"
         )
-    return cls(num_classes) if cls is Unweighted else cls(num_classes, mode=mode, **options)
+    try:
+        return cls(num_classes) if cls is Unweighted else cls(num_classes, mode=mode, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"class weighting {name}: {error}; correct its options with `nnunet_dhc configure`") from error
 
 
 def output_factors(stock_loss: nn.Module) -> tuple[float, ...]:

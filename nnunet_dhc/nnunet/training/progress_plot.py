@@ -88,7 +88,7 @@ def _plot_losses(axis: Axes, epochs: np.ndarray, lines: list[dict[str, Any]]) ->
     )
     rising.set_ylim(bottom=0)
     handles = [*axis.get_lines(), *rising.get_lines()]
-    axis.legend(handles, [h.get_label() for h in handles], fontsize=8, loc="center right")
+    axis.legend(handles, [h.get_label() for h in handles], fontsize=8, loc="best", framealpha=0.6)
     axis.set_title("losses")
 
 

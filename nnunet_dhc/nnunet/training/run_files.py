@@ -50,10 +50,11 @@ class RunFiles:
         counts = {name: len(identifiers) for name, identifiers in cases.items()}
         recipe = trainer.recipe
         used = f"{counts['unlabeled']} unlabeled" if trainer.uses_unlabeled else "no unlabeled"
+        schedule = f"lambda up to {recipe.lambda_max:g}; " if trainer.uses_unlabeled else ""
         trainer.print_to_log_file(
             f"{type(trainer).__name__}: {counts['labeled']} labeled, {used}, {counts['validation']} validation cases; "
-            f"A weighted by {recipe.weighting_a}, B by {recipe.weighting_b} ({recipe.weighting_mode}); lambda up to "
-            f"{recipe.lambda_max:g}; {trainer.num_epochs} epochs of {trainer.num_iterations_per_epoch} steps on "
+            f"A weighted by {recipe.weighting_a}, B by {recipe.weighting_b} ({recipe.weighting_mode}); "
+            f"{schedule}{trainer.num_epochs} epochs of {trainer.num_iterations_per_epoch} steps on "
             f"{device_name(trainer.device)}"
         )
         if trainer.local_rank != 0:
