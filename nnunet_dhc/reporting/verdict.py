@@ -105,7 +105,8 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
         if equal_steps and equal_steps is not equal_time:
             add("longer training of stock nnU-Net", equal_time, equal_steps)
     else:
-        missing.append("stock nnU-Net with the same wall-clock (nnU-Net has nnUNetTrainer_<N>epochs for some N; take the one nearest to "
+        missing.append("stock nnU-Net with the same wall-clock (of nnU-Net's trainers nnUNetTrainer_<N>epochs take the "
+                       "one nearest to "
                        f"{_epochs_for_equal_time(target, equal_steps)})")
     if parts and not target["facts"].get("steps"):
         missing.append("a record of the number of steps: that the rows had equally many is taken from their names")
