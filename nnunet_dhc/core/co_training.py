@@ -12,7 +12,7 @@ from torch import Tensor
 from nnunet_dhc.core.across_ranks import sum_across_ranks
 from nnunet_dhc.core.class_counts import hard_dice
 from nnunet_dhc.core.class_weighting import ClassWeighting
-from nnunet_dhc.core.label_spaces import LabelSpace
+from nnunet_dhc.core.label_spaces import LabelReading, LabelSpace
 from nnunet_dhc.core.loss_sums import LossSums
 from nnunet_dhc.core.term_sums import TermSums
 
@@ -175,21 +175,23 @@ class CoTrainingObjective:
         """
         composition = self.composition
         num_labeled = targets[0].shape[0] if targets else 0
+        first = 0 if composition.unsupervised_on_labeled else num_labeled
+        has_supervised = num_labeled > 0 and (composition.supervised_ce or composition.supervised_dice)
+        has_unsupervised = peer_target is not None and (composition.unsupervised_ce or composition.unsupervised_dice)
         supervised: list[LossSums | None] = [None] * len(outputs)
         unsupervised: list[LossSums | None] = [None] * len(outputs)
-        if num_labeled and (composition.supervised_ce or composition.supervised_dice):
-            overlap = composition.supervised_dice > 0
-            for i, (factor, logits, target) in enumerate(zip(self.output_factors, outputs, targets, strict=True)):
-                if factor:
-                    supervised[i] = self.labels.loss_sums(logits[:num_labeled], target, overlap)
-        first = 0 if composition.unsupervised_on_labeled else num_labeled
-        if peer_target is not None and first < peer_target.shape[0]:
-            labels = self._peer_labels
-            overlap = composition.unsupervised_dice > 0
-            for i, (factor, logits) in enumerate(zip(self._unsupervised_factors, outputs, strict=False)):
-                if factor and (composition.unsupervised_ce or overlap):
-                    target = labels.downsample(peer_target[first:], logits.shape[2:])
-                    unsupervised[i] = labels.loss_sums(logits[first:], target, overlap)
+        for i, (logits, factor) in enumerate(zip(outputs, self.output_factors, strict=True)):
+            terms, readings = [], []
+            if has_supervised and factor:
+                terms.append(supervised)
+                readings.append(LabelReading(self.labels, targets[i], 0, composition.supervised_dice > 0))
+            if has_unsupervised and factor and i < len(self._unsupervised_factors) and first < logits.shape[0]:
+                assert peer_target is not None
+                target = self._peer_labels.downsample(peer_target[first:], logits.shape[2:])
+                terms.append(unsupervised)
+                readings.append(LabelReading(self._peer_labels, target, first, composition.unsupervised_dice > 0))
+            for term, sums in zip(terms, self.labels.loss_sums_of(logits, readings), strict=True):
+                term[i] = sums
         return TermSums(tuple(supervised), tuple(unsupervised))
 
     def losses(self, sums_a: TermSums, sums_b: TermSums, weights_a: Tensor, weights_b: Tensor) -> CoTrainingTerms:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_dhc.core.class_counts import count_voxels
-from nnunet_dhc.core.loss_sums import LossSums, sigmoid_sums, softmax_sums
+from nnunet_dhc.core.loss_sums import LossSums, Reading, sigmoid_sums, softmax_sums, softmax_sums_of
 from nnunet_dhc.core.pseudo_labels import highest_class
 from nnunet_dhc.core.weighted_losses import weighted_cross_entropy, weighted_soft_dice_loss
 
@@ -27,6 +27,15 @@ class Overlap(NamedTuple):
     true_positives: Tensor
     predicted: Tensor
     labeled: Tensor
+
+
+class LabelReading(NamedTuple):
+    """Target of some samples of a batch, which begin with number `first`, and how it is to be read."""
+
+    labels: LabelSpace
+    target: Tensor
+    first: int
+    overlap: bool
 
 
 @lru_cache(maxsize=256)
@@ -82,6 +91,15 @@ class LabelSpace(ABC):
     @abstractmethod
     def loss_sums(self, logits: Tensor, target: Tensor, overlap: bool = True) -> LossSums:
         """Everything the losses need of the voxels; `overlap` is needed for Dice only."""
+
+    def loss_sums_of(self, logits: Tensor, readings: Sequence[LabelReading]) -> list[LossSums]:
+        """`loss_sums` of the same logits against several targets, in the order of the readings."""
+        return [
+            reading.labels.loss_sums(
+                logits[reading.first : reading.first + reading.target.shape[0]], reading.target, reading.overlap
+            )
+            for reading in readings
+        ]
 
     @abstractmethod
     def cross_entropy_of(
@@ -192,6 +210,14 @@ class ClassLabels(LabelSpace):
 
     def loss_sums(self, logits: Tensor, target: Tensor, overlap: bool = True) -> LossSums:
         return softmax_sums(logits, target, self.ignore_label, overlap)
+
+    def loss_sums_of(self, logits: Tensor, readings: Sequence[LabelReading]) -> list[LossSums]:
+        plain = []
+        for labels, target, first, overlap in readings:
+            if not isinstance(labels, ClassLabels):
+                return super().loss_sums_of(logits, readings)
+            plain.append(Reading(target, first, labels.ignore_label, overlap))
+        return softmax_sums_of(logits, plain) if plain else []
 
     def cross_entropy_of(
         self, sums: LossSums, class_weights: Tensor | None, across_ranks: bool = False

@@ -8,9 +8,9 @@ pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,15 +88,55 @@ def softmax_sums(logits: Tensor, target: Tensor, ignore_label: int | None = None
     Source: own; the closed form of the gradients of cross entropy and soft Dice through the softmax.
     Deviations: none.
     """
-    if target.shape != (logits.shape[0], 1, *logits.shape[2:]):
-        raise ValueError(f"target of shape {tuple(target.shape)} does not belong to logits {tuple(logits.shape)}")
-    flat_target = target.detach().flatten(1)
-    cross_entropy, intersection, predicted, labeled = _SoftmaxSums.apply(
-        logits.flatten(2), flat_target, -1 if ignore_label is None else ignore_label, overlap
-    )
-    if not overlap:
-        return LossSums(cross_entropy, labeled, None, None, labeled)
-    return LossSums(cross_entropy, labeled, intersection, predicted, labeled)
+    return softmax_sums_of(logits, [Reading(target, 0, ignore_label, overlap)])[0]
+
+
+class Reading(NamedTuple):
+    """Against what some samples of a batch are read, see `softmax_sums`.
+
+    Args:
+        target: Class indices, shape (b', 1, x, y[, z]), integer.
+        first: Sample of the batch that the first row of `target` belongs to.
+        ignore_label: Value of voxels that take no part.
+        overlap: Whether the sums for soft Dice are made too.
+    """
+
+    target: Tensor
+    first: int = 0
+    ignore_label: int | None = None
+    overlap: bool = True
+
+
+def softmax_sums_of(logits: Tensor, readings: Sequence[Reading]) -> list[LossSums]:
+    """Make the sums of the same logits against several targets; each voxel's softmax is made once for all of them.
+
+    Args:
+        logits: Shape (b, k, x, y[, z]), floating; computed in float32 (float64 stays).
+        readings: Targets and the samples that they belong to.
+
+    Returns:
+        For each reading what `softmax_sums` gives for its samples.
+
+    Raises:
+        ValueError: If the shapes do not belong together.
+    """
+    for reading in readings:
+        rows, shape = reading.target.shape[0], reading.target.shape[1:]
+        if shape != (1, *logits.shape[2:]) or not 0 <= reading.first <= logits.shape[0] - rows:
+            raise ValueError(
+                f"target of shape {tuple(reading.target.shape)} does not belong to logits {tuple(logits.shape)}"
+            )
+    targets = [reading.target.detach().flatten(1) for reading in readings]
+    kinds = [(r.first, -1 if r.ignore_label is None else r.ignore_label, r.overlap) for r in readings]
+    flat: tuple[Tensor, ...] = _SoftmaxSums.apply(logits.flatten(2), kinds, *targets)
+    result = []
+    for number, reading in enumerate(readings):
+        cross_entropy, intersection, predicted, labeled = flat[4 * number : 4 * number + 4]
+        if reading.overlap:
+            result.append(LossSums(cross_entropy, labeled, intersection, predicted, labeled))
+        else:
+            result.append(LossSums(cross_entropy, labeled, None, None, labeled))
+    return result
 
 
 def sigmoid_sums(logits: Tensor, target: Tensor, valid: Tensor | None = None, overlap: bool = True) -> LossSums:
@@ -157,57 +197,89 @@ class _SoftmaxSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, ignore: int, overlap: bool) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, logits: Tensor, kinds: list[tuple[int, int, bool]], *targets: Tensor) -> tuple[Tensor, ...]:
         b, k, n = logits.shape
         pieces = _Pieces(logits, 1)
         exact = torch.float64 if logits.device.type == "cpu" else pieces.dtype
-        cross_entropy, intersection, predicted, labeled = torch.zeros(4, b, k, dtype=exact, device=logits.device)
+        sums = [torch.zeros(4, target.shape[0], k, dtype=exact, device=logits.device) for target in targets]
         log_sum = torch.empty(b, n, dtype=pieces.dtype, device=logits.device)
         for sample, voxels, (buffer,) in pieces:
+            of_sample = _readings_of(sample, kinds, targets)
+            if not of_sample:
+                continue
             scores = logits[sample, :, voxels]
-            index, valid = _index_and_mask(target[sample, voxels], ignore, pieces.dtype)
             largest = scores.amax(0).to(pieces.dtype)
             total = torch.sub(scores, largest, out=buffer).exp_().sum(0)
             log_total = torch.add(largest, total.log(), out=log_sum[sample, voxels])
-            own = scores.gather(0, index[None])[0] - log_total
-            present = torch.ones_like(own) if valid is None else valid
-            if overlap:
-                predicted[sample] += buffer.mul_(present / total).sum(1)
-                intersection[sample] += _per_class(own.exp().mul_(present), index, buffer)
-            labeled[sample] += _per_class(present, index, buffer)
-            cross_entropy[sample] -= _per_class(own.mul_(present), index, buffer)
-        ctx.save_for_backward(logits, target, log_sum)
-        ctx.ignore, ctx.overlap = ignore, overlap
-        sums = tuple(t.to(pieces.dtype) for t in (cross_entropy, intersection, predicted, labeled))
-        ctx.mark_non_differentiable(sums[3])
-        return sums
+            holds_exponentials = True
+            for number, row, ignore, overlap in of_sample:
+                cross_entropy, intersection, predicted, labeled = sums[number][:, row]
+                index, valid = _index_and_mask(targets[number][row, voxels], ignore, pieces.dtype)
+                own = scores.gather(0, index[None])[0] - log_total
+                present = torch.ones_like(own) if valid is None else valid
+                if overlap:
+                    if not holds_exponentials:
+                        torch.sub(scores, largest, out=buffer).exp_()
+                    predicted += buffer.mul_(present / total).sum(1)
+                    intersection += _per_class(own.exp().mul_(present), index, buffer)
+                labeled += _per_class(present, index, buffer)
+                cross_entropy -= _per_class(own.mul_(present), index, buffer)
+                holds_exponentials = False
+        ctx.save_for_backward(logits, log_sum, *targets)
+        ctx.kinds = kinds
+        results = [value for of_reading in sums for value in of_reading.to(pieces.dtype).unbind()]
+        ctx.mark_non_differentiable(*results[3::4])
+        return tuple(results)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         # With g_i the gradient with respect to p_i, of_predicted_i + [i = y] of_intersection_y, the softmax gives
-        # p_j (g_j - sum_i p_i g_i); the cross entropy of_entropy_y (p_j - [j = y]).
-        logits, target, log_sum = ctx.saved_tensors
-        of_entropy, of_intersection, of_predicted = gradients[:3]
+        # p_j (g_j - sum_i p_i g_i); the cross entropy of_entropy_y (p_j - [j = y]). All readings share p_j, so their
+        # factors of it are added up: those that differ by class in `of_classes`, those that differ by voxel in `mean`.
+        logits, log_sum, *targets = ctx.saved_tensors
         result = torch.empty_like(logits)
         pieces = _Pieces(logits, 2)
         for sample, voxels, (probs, buffer) in pieces:
-            index, valid = _index_and_mask(target[sample, voxels], ctx.ignore, pieces.dtype)
+            of_sample = _readings_of(sample, ctx.kinds, targets)
+            if not of_sample:
+                result[sample, :, voxels] = 0
+                continue
             torch.sub(logits[sample, :, voxels], log_sum[sample, voxels], out=probs).exp_()
-            at_target = -of_entropy[sample][index]
-            if ctx.overlap:
-                of_classes = of_predicted[sample][:, None]
-                own = probs.gather(0, index[None])[0].mul_(of_intersection[sample][index])
-                mean = torch.mul(probs, of_classes, out=buffer).sum(0).add_(own).add_(at_target)
-                probs.mul_(torch.sub(of_classes, mean, out=buffer))
-                at_target += own
-            else:
-                probs.mul_(-at_target)
-            probs.scatter_add_(0, index[None], at_target[None])
-            if valid is not None:
-                probs.mul_(valid)
+            mean: Tensor | float = 0.0
+            of_classes: Tensor | None = None
+            at_targets = []
+            for number, row, ignore, overlap in of_sample:
+                of_entropy, of_intersection, of_predicted = (g[row] for g in gradients[4 * number : 4 * number + 3])
+                index, valid = _index_and_mask(targets[number][row, voxels], ignore, pieces.dtype)
+                at_target = own_mean = -of_entropy[index]
+                if overlap:
+                    by_class = of_predicted[:, None]
+                    own = probs.gather(0, index[None])[0].mul_(of_intersection[index])
+                    own_mean = torch.mul(probs, by_class, out=buffer).sum(0).add_(own).add_(at_target)
+                    at_target = at_target + own
+                    by_class = by_class if valid is None else by_class * valid
+                    of_classes = by_class if of_classes is None else of_classes + by_class
+                if valid is not None:
+                    own_mean, at_target = own_mean * valid, at_target * valid
+                mean = mean + own_mean
+                at_targets.append((index, at_target))
+            probs.mul_(-mean if of_classes is None else torch.sub(of_classes, mean, out=buffer))
+            for index, at_target in at_targets:
+                probs.scatter_add_(0, index[None], at_target[None])
             result[sample, :, voxels] = probs
-        return result, None, None, None
+        return result, None, *[None] * len(targets)
+
+
+def _readings_of(
+    sample: int, kinds: Sequence[tuple[int, int, bool]], targets: Sequence[Tensor]
+) -> list[tuple[int, int, int, bool]]:
+    """Number, row of the target, ignore label and overlap of each reading that this sample takes part in."""
+    return [
+        (number, sample - first, ignore, overlap)
+        for number, (first, ignore, overlap) in enumerate(kinds)
+        if 0 <= sample - first < targets[number].shape[0]
+    ]
 
 
 class _Pieces:

@@ -110,10 +110,12 @@ def check(objective: CoTrainingObjective, labels: LabelSpace) -> None:
 @pytest.mark.parametrize("overlap", [False, True])
 def test_backward_of_the_losses(ignore: int, overlap: bool) -> None:
     logits = torch.zeros(2, K, 64, device="cuda", dtype=torch.float16)
-    context = SimpleNamespace(ignore=ignore, overlap=overlap, saved_tensors=(
-        logits, torch.zeros(2, 64, device="cuda", dtype=torch.int16), torch.zeros(2, 64, device="cuda"),
-    ))
-    gradients = torch.zeros(4, 2, K, device="cuda")
+    target = torch.zeros(2, 64, device="cuda", dtype=torch.int16)
+    context = SimpleNamespace(
+        kinds=[(0, ignore, overlap), (1, -1, False)],
+        saved_tensors=(logits, torch.zeros(2, 64, device="cuda"), target, target[1:]),
+    )
+    gradients = [*torch.zeros(4, 2, K, device="cuda"), *torch.zeros(4, 1, K, device="cuda")]
     with Crossings() as crossings:
         found = _SoftmaxSums.backward(context, *gradients)[0]
     assert crossings.found == [] and found.shape == logits.shape and found.dtype == torch.float16
