@@ -136,7 +136,7 @@ class ReliableTrainer(nnUNetTrainer):
         elif not has_checkpoint(self.output_folder):
             state = "there is no checkpoint yet. Start again with"
         else:
-            state = f"all {self.current_epoch} finished epochs are in the checkpoint. Continue with"
+            state = f"the checkpoint holds every finished epoch ({self.current_epoch}). Continue with"
         return f"Stopped by {stopped.name} in {what}; {state}: {self._resume_command}"
 
     def _write_to_log(self, error: BaseException, line: str) -> None:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from nnunet_dhc.errors import UserError
@@ -123,11 +124,15 @@ class Recipe:
             if not setting.metadata["check"](value):
                 raise UserError(
                     f"setting {setting.name} = {value!r} of nnunet_dhc must be {setting.metadata['expected']}; "
-                    f"correct it with `nnunet_dhc configure --set {setting.name}=...`"
+                    f"correct it, for example: nnunet_dhc configure --set {setting.name}={_default_text(setting)}"
                 )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _default_text(setting: Any) -> str:
+    return json.dumps(setting.default_factory() if setting.default is MISSING else setting.default)
 
 
 def overridden(recipe: Recipe, overrides: Mapping[str, Any], source: str) -> Recipe:
