@@ -59,7 +59,9 @@ def _to_line(values: dict[str, Any]) -> str:
 
 
 def _json_ready(value: Any) -> Any:
-    """NaN and infinity become null: they are not JSON."""
+    """NaN and infinity become null: they are not JSON; NumPy numbers become Python's."""
+    if hasattr(value, "item"):
+        value = value.item()
     if isinstance(value, dict):
         return {key: _json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
