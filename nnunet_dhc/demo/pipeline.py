@@ -157,9 +157,13 @@ def _environment(output: Path, processes: int) -> dict[str, str]:
 
 def _plan(steps: Steps, dataset: _Dataset, options: DemoOptions) -> None:
     spacing = () if dataset.source else ("-overwrite_target_spacing", *_PHANTOM_SPACING, "-overwrite_plans_name", PLANS)
+    environment = steps.environment
+    # nnU-Net takes its threads from this number and can't plan with 0, which is fine for training.
+    steps.environment = {**environment, "nnUNet_n_proc_DA": "1"}
     steps.command("Plan and preprocess the labeled cases", [
         "nnUNetv2_plan_and_preprocess", "-d", dataset.number, "-c", CONFIGURATION, *spacing,
         "-npfp", str(options.processes), "-np", str(options.processes)])
+    steps.environment = environment
     settings = {"num_epochs": options.epochs, "num_iterations_per_epoch": options.iterations,
                 "num_val_iterations_per_epoch": _validation_steps(options)}
     steps.call(f"Write small plans ({SMALL_PLANS})", (options.patch, options.features, settings),
