@@ -22,6 +22,7 @@ from nnunet_dhc.nnunet.splits.fold_cases import ensure_splits_file, read_fold_ca
 from nnunet_dhc.nnunet.training import seeding
 from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint, save_extended
 from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
+from nnunet_dhc.nnunet.training.host_memory import keep_freed_memory
 from nnunet_dhc.nnunet.training.objective import build_objective, class_names
 from nnunet_dhc.nnunet.training.paired_loader import PairedLoader
 from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data
@@ -212,6 +213,8 @@ class PairTrainer(ReliableTrainer):
 
     def on_train_epoch_start(self):
         super().on_train_epoch_start()
+        if self.device.type == "cpu" and self.recipe.low_memory != "on":
+            keep_freed_memory()  # not before the loaders have started their workers, which would keep theirs
         self.loss_weight, self.unlabeled_rate = self._schedule(self.current_epoch)
         self.statistics = TrainingStatistics(self.objective.labels.num_classes)
         self._shares_due = True

@@ -108,6 +108,16 @@ def test_steps_are_those_of_the_normal_mode(dataset, settings) -> None:
     assert_same(run(trainer, steps), expected)
 
 
+def test_halves_of_the_batch_give_the_step_of_the_whole(dataset) -> None:
+    steps = [*some_batches(1, None), {**some_batches(1, None)[0], "unlabeled": None}]
+    results = []
+    for in_halves in (False, True):
+        trainer = started(dataset, low_memory="off")
+        trainer.step_mode._in_halves = in_halves
+        results.append(run(trainer, steps))
+    assert_same(results[1], results[0])
+
+
 @pytest.mark.parametrize("labels", [REGIONS, IGNORE], indirect=True, ids=["regions", "ignore label"])
 def test_other_labels(dataset, labels) -> None:
     steps = some_batches(1, labels)
@@ -261,13 +271,14 @@ def test_second_pass_sees_the_dropout_of_the_first(dataset) -> None:
 class WithBatchNorm:
     """The little that StepMode asks of a trainer."""
 
-    pair, is_ddp, batch_size = nn.Sequential(nn.BatchNorm3d(2)), False, 2
+    pair, is_ddp, batch_size, device = nn.Sequential(nn.BatchNorm3d(2)), False, 2, torch.device("cpu")
 
 
 def test_batch_normalization_is_refused_and_never_chosen() -> None:
     with pytest.raises(NotImplementedError, match="batch normalization"):
         StepMode("on", WithBatchNorm())
-    assert not StepMode("auto", WithBatchNorm())._adapts
+    mode = StepMode("auto", WithBatchNorm())
+    assert not mode._adapts and not mode._in_halves
 
 
 # ---- memory that runs out ----

@@ -39,6 +39,7 @@ class StepMode:
                 "instance normalization, or a smaller batch_size or patch_size in the plans"
             )
         self._adapts = setting == "auto" and not couples_patches and not trainer.is_ddp
+        self._in_halves = trainer.device.type == "cpu" and not couples_patches and not trainer.is_ddp
         self.patches_at_once: int | None = trainer.batch_size if setting == "on" else None
 
     @property
@@ -54,7 +55,7 @@ class StepMode:
         while True:
             try:
                 if self.patches_at_once is None:
-                    return whole_step(trainer, inputs)
+                    return whole_step(trainer, inputs, self._in_halves)
                 return low_memory_step(trainer, inputs, self.patches_at_once)
             except RuntimeError as error:
                 if not (self._adapts and is_out_of_memory(error)) or self.patches_at_once == 1:

@@ -60,12 +60,16 @@ class StepOutcome:
     shares: tuple[float, float] | None
 
 
-def whole_step(trainer: PairTrainer, inputs: StepInputs) -> StepOutcome:
-    """The gradients of S_A + S_B + lambda * (U_A + U_B), added to those in the parameters."""
+def whole_step(trainer: PairTrainer, inputs: StepInputs, in_halves: bool = False) -> StepOutcome:
+    """The gradients of S_A + S_B + lambda * (U_A + U_B), added to those in the parameters.
+
+    Args:
+        in_halves: Run the networks on the labeled and on the unlabeled patches separately: a CPU gains nothing from a
+            larger batch, and its caches hold more of half of it.
+    """
     objective = trainer.objective
     with mixed_precision(trainer.device):
-        with trainer.pair.giving("both"):
-            outputs_a, outputs_b = map(as_list, trainer.network(inputs.images))
+        outputs_a, outputs_b = outputs_of_both(trainer, inputs, in_halves)
         before = weighting_states(trainer)
         pseudo_a, pseudo_b = objective.pseudo_labels(outputs_a[0], outputs_b[0])
         weights_a, weights_b, counts = objective.update_weights(pseudo_a, pseudo_b, inputs.targets[0])
@@ -80,6 +84,16 @@ def whole_step(trainer: PairTrainer, inputs: StepInputs) -> StepOutcome:
     trainer.timer.mark("forward")
     scaled(trainer, total).backward()
     return StepOutcome(total, terms, counts, non_finite, shares)
+
+
+def outputs_of_both(trainer: PairTrainer, inputs: StepInputs, in_halves: bool) -> list[list[Tensor]]:
+    """Logits of A and of B on all patches, by resolution."""
+    halves = inputs.images.tensor_split([inputs.num_labeled]) if in_halves else (inputs.images,)
+    with trainer.pair.giving("both"):
+        by_half = [[as_list(outputs) for outputs in trainer.network(half)] for half in halves if len(half)]
+    if len(by_half) == 1:
+        return by_half[0]
+    return [[torch.cat(parts) for parts in zip(*of_network, strict=True)] for of_network in zip(*by_half, strict=True)]
 
 
 def mixed_precision(device: torch.device) -> AbstractContextManager:
