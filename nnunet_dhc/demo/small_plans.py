@@ -55,6 +55,10 @@ def write_small_plans(
         small["spacing"], list(wanted), 4, len(features_per_stage) - 1
     )
     stages = len(strides)
+    if stages < 3:
+        # nnU-Net gives the lowest output of deep supervision the weight 0; with a single output nothing is left.
+        raise UserError(f"a patch of {list(map(int, patch))} with {len(features_per_stage)} numbers of features makes "
+                        f"a network of {stages} resolutions, and nnU-Net needs 3: choose a larger patch, or 3 numbers")
     small["patch_size"] = [int(n) for n in patch]
     small["batch_size"] = int(batch_size)
     small["architecture"]["arch_kwargs"].update(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -61,17 +62,18 @@ def test_resume_arguments_do_not_count_as_a_change(tmp_path):
 
 
 def test_small_plans(tiny_dataset):
-    path = write_small_plans(tiny_dataset.preprocessed, "3d_fullres", (17, 99, 16), (4, 8), settings={"num_epochs": 3})
+    settings = {"num_epochs": 3}
+    path = write_small_plans(tiny_dataset.preprocessed, "3d_fullres", (17, 99, 16), (4, 8, 8), settings=settings)
     old, new = tiny_dataset.plans_content("nnUNetPlans"), json.loads(path.read_text())
     plan = new["configurations"]["3d_fullres"]
     assert new["plans_name"] == path.stem == "nnUNetPlansSmall"
-    assert new["nnunet_dhc"] == {"num_epochs": 3}
+    assert new["nnunet_dhc"] == settings
     assert list(new["configurations"]) == ["3d_fullres"]
     arguments = plan["architecture"]["arch_kwargs"]
-    assert arguments["n_stages"] == len(arguments["strides"]) == len(arguments["features_per_stage"]) == 2
+    assert arguments["n_stages"] == len(arguments["strides"]) == len(arguments["features_per_stage"]) == 3
     median = old["configurations"]["3d_fullres"]["median_image_size_in_voxels"]
-    for size, largest, stride in zip(plan["patch_size"], median, arguments["strides"][1], strict=True):
-        assert size % stride == 0 and size <= largest + stride
+    for size, largest, *strides in zip(plan["patch_size"], median, *arguments["strides"], strict=True):
+        assert size % math.prod(strides) == 0 and size <= largest + math.prod(strides)
     # The preprocessed data are shared.
     for key in ("data_identifier", "spacing", "normalization_schemes"):
         assert plan[key] == old["configurations"]["3d_fullres"][key]
@@ -79,6 +81,8 @@ def test_small_plans(tiny_dataset):
         write_small_plans(tiny_dataset.preprocessed, "3d_fullres", (16,) * 3, (4, 8), plans_identifier="nobody")
     with pytest.raises(UserError, match="no plan of its own"):
         write_small_plans(tiny_dataset.preprocessed, "3d_lowres", (16,) * 3, (4, 8))
+    with pytest.raises(UserError, match="2 resolutions, and nnU-Net needs 3"):
+        write_small_plans(tiny_dataset.preprocessed, "3d_fullres", (16,) * 3, (4, 8))
 
 
 def test_training_seconds_counts_each_epoch_once(tmp_path):
@@ -131,7 +135,7 @@ def test_whole_demo_and_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     command = ["demo", "-o", str(tmp_path / "demo"), "--epochs", "2", "--iterations", "1", "--patch", "8", "16", "16",
-               "--features", "4", "8", "-device", "cpu", "-np", "1"]
+               "--features", "4", "8", "8", "-device", "cpu", "-np", "1"]
     assert main(command) == 0
     report = tmp_path / "demo" / "comparison" / "comparison.html"
     assert report.is_file()
