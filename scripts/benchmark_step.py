@@ -210,6 +210,9 @@ def peak_memory(args: argparse.Namespace, mode: str) -> dict:
     """Peak of a few steps of one mode, in a process of its own; on the CPU what the trainer adds to the process."""
     import torch
 
+    from nnunet_dhc.trainers.lookup import trainer_class
+
+    trainer_class(args.tr)  # what importing takes is no trainer's memory
     on_cuda = args.device == "cuda"
     before = None if on_cuda else resident_bytes("VmRSS")
     with tempfile.TemporaryDirectory() as folder:

@@ -313,7 +313,6 @@ def test_falls_back_when_memory_runs_out(dataset, monkeypatch) -> None:
 
 @pytest.mark.parametrize(("setting", "name", "times", "error"), [
     ("off", "whole_step", 1, torch.OutOfMemoryError("out of memory")),
-    ("on", "low_memory_step", 1, torch.OutOfMemoryError("out of memory")),
     ("auto", "whole_step", 1, RuntimeError("mat1 and mat2 shapes cannot be multiplied")),
 ])
 def test_error_is_passed_on(dataset, monkeypatch, setting, name, times, error) -> None:
@@ -322,6 +321,13 @@ def test_error_is_passed_on(dataset, monkeypatch, setting, name, times, error) -
     with pytest.raises(RuntimeError) as caught:
         trainer.train_step(some_batches(1, None)[0])
     assert caught.value is error
+
+
+def test_goes_on_with_fewer_patches(dataset, monkeypatch) -> None:
+    trainer = started(dataset, low_memory="on")
+    fails_at(monkeypatch, "low_memory_step", 1, torch.OutOfMemoryError("out of memory"))
+    trainer.train_step(some_batches(1, None)[0])
+    assert trainer.step_mode.patches_at_once == 1 and len(trainer.printed) == 1
 
 
 def test_gives_up_at_one_patch(dataset, monkeypatch) -> None:

@@ -126,6 +126,7 @@ class _LowMemoryStep:
                 sums = self.objective.sums(outputs, self._targets(number), self.peer_targets[network][number])
         if self.shares is not None:
             self.shares.add(sums, gradients, outputs[0], self.groups[number].is_labeled)
+        del outputs  # the graph lets go of the logits as soon as it has used them
         backward_from_sums(sums, gradients)
 
     def _outputs(self, network: str, number: int) -> list[Tensor]:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class StepMode:
     """Runs the steps of a training up to the gradients.
 
-    With "auto" a step that does not fit into the device's memory is done again with less at a time: first the
-    low-memory mode, with the labeled and the unlabeled patches each together, then with half as many patches, and so on
-    down to one. Under DDP "auto" stays with the normal mode, because the ranks would have to change together.
+    With "auto" and "on" a step that does not fit into the device's memory is done again with less at a time: first in
+    the low-memory mode, with the labeled and the unlabeled patches each together, then with half as many patches, and
+    so on down to one. "on" begins in the low-memory mode. Under DDP the mode stays what it is at the start, because the
+    ranks would have to change together.
 
     Args:
         setting: "auto", "on" or "off".
@@ -38,7 +39,7 @@ class StepMode:
                 "low_memory=on needs networks without batch normalization, which couples the patches; use nnU-Net's "
                 "instance normalization, or a smaller batch_size or patch_size in the plans"
             )
-        self._adapts = setting == "auto" and not couples_patches and not trainer.is_ddp
+        self._adapts = setting != "off" and not couples_patches and not trainer.is_ddp
         self._in_halves = trainer.device.type == "cpu" and not couples_patches and not trainer.is_ddp
         self.patches_at_once: int | None = trainer.batch_size if setting == "on" else None
 
