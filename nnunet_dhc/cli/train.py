@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``nnunet_dhc train``: nnUNetv2_train with the trainers found, also where the automatic lookup is switched off."""
+"""``nnunet_dhc train``: nnUNetv2_train where the automatic lookup of trainers is switched off, and for torchrun."""
 
 from __future__ import annotations
 
@@ -12,5 +12,7 @@ HANDS_OVER = True
 def run(args: argparse.Namespace) -> None:
     """Call nnU-Net's entry point with the arguments as they are."""
     from nnunet_dhc.nnunet.handover import call_nnunet
+    from nnunet_dhc.nnunet.training.torchrun import process_group
 
-    call_nnunet("nnunet_dhc train", "nnunetv2.run.run_training:run_training_entry", args.arguments)
+    with process_group(args.arguments) as (program, arguments):
+        call_nnunet(program, "nnunetv2.run.run_training:run_training_entry", arguments)

@@ -19,7 +19,7 @@ from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, initialize_sub_networks, mean_logits, unwrapped
 from nnunet_dhc.nnunet.reliability.reliable_trainer import ReliableTrainer
 from nnunet_dhc.nnunet.splits.fold_cases import ensure_splits_file, read_fold_cases
-from nnunet_dhc.nnunet.training import seeding
+from nnunet_dhc.nnunet.training import seeding, torchrun
 from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint, save_extended
 from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
 from nnunet_dhc.nnunet.training.host_memory import keep_freed_memory
@@ -162,8 +162,9 @@ class PairTrainer(ReliableTrainer):
                 f"--c: there is no checkpoint in {self.output_folder}; run the same command without --c to "
                 "start this training"
             )
-        self._ensure_split()
-        self.data = prepare_training_data(self, self._fold_cases(), self.uses_unlabeled)
+        with torchrun.rank_zero_first(self):
+            self._ensure_split()
+            self.data = prepare_training_data(self, self._fold_cases(), self.uses_unlabeled)
         super().on_train_start()
         self._start_weightings()
         self.files.start(self, self.data)

@@ -27,6 +27,7 @@ from nnunet_dhc.nnunet.reliability.loading_failure import (
 from nnunet_dhc.nnunet.reliability.output_folder import claimed, remove_unfinished
 from nnunet_dhc.nnunet.reliability.resume_command import has_checkpoint, resume_command
 from nnunet_dhc.nnunet.splits.fold_cases import name_some
+from nnunet_dhc.nnunet.training import torchrun
 
 
 class ReliableTrainer(nnUNetTrainer):
@@ -47,6 +48,11 @@ class ReliableTrainer(nnUNetTrainer):
             super().__init__(plans, configuration, fold, dataset_json, device)
         except OSError as error:
             raise explained(error, self.output_folder, self._preprocess_command, self._resume_command) from error
+        torchrun.place(self)
+
+    def initialize(self):
+        with torchrun.wrapped_by_device(self):
+            super().initialize()
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         plans = self.plans_manager.plans

@@ -30,10 +30,14 @@ def resume_command(output_folder: str | None, arguments: Sequence[str] | None = 
     elif " " not in program or os.path.exists(program):  # "nnunet_dhc train" is two words
         program = shlex.quote(os.path.basename(program))
     if has_checkpoint(output_folder) and "--val" not in given:
-        given = [*_without_pretrained(given)]
-        if "--c" not in given:
-            given.append("--c")
+        given = continuing(given)
     return " ".join([program, *map(shlex.quote, given)])
+
+
+def continuing(arguments: Sequence[str]) -> list[str]:
+    """The arguments of ``nnUNetv2_train`` that go on with a training."""
+    kept = _without_pretrained(arguments)
+    return kept if "--c" in kept else [*kept, "--c"]
 
 
 def _without_pretrained(arguments: Sequence[str]) -> list[str]:
