@@ -10,6 +10,7 @@ import shutil
 import torch
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.reliability.compile_fallback import first_line, is_compile_failure
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -38,6 +39,11 @@ def explained(error: BaseException, output_folder: str | None, preprocess: str, 
         return UserError(
             f"Out of memory ({_first_sentence(error)}): set nnUNet_n_proc_DA to fewer workers, or give this run more "
             f"memory, then continue with: {resume}"
+        )
+    if is_compile_failure(error):
+        return UserError(
+            f"torch.compile failed ({first_line(error)}): train without it (export nnUNet_compile=f); continue with: "
+            f"{resume}"
         )
     if isinstance(error, RuntimeError) and output_folder is not None and is_full(output_folder):
         return _disk_is_full(output_folder, resume)  # SimpleITK and torch say so in words of their own

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nnunetv2.utilities.helpers import empty_cache
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.reliability.compile_fallback import may_fall_back, run_eager
 from nnunet_dhc.nnunet.training.low_memory_step import low_memory_step
 from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, weighting_states, whole_step
 
@@ -23,6 +25,8 @@ class StepMode:
     the low-memory mode, with the labeled and the unlabeled patches each together, then with half as many patches, and
     so on down to one. "on" begins in the low-memory mode. Under DDP the mode stays what it is at the start, because the
     ranks would have to change together.
+
+    Where torch.compile fails, it does so at the first call: a first step that fails is done again without it.
 
     Args:
         setting: "auto", "on" or "off".
@@ -42,6 +46,7 @@ class StepMode:
         self._adapts = setting != "off" and not couples_patches and not trainer.is_ddp
         self._in_halves = trainer.device.type == "cpu" and not couples_patches and not trainer.is_ddp
         self.patches_at_once: int | None = trainer.batch_size if setting == "on" else None
+        self._is_first = True
 
     @property
     def name(self) -> str:
@@ -52,6 +57,20 @@ class StepMode:
 
     def gradients(self, trainer: PairTrainer, inputs: StepInputs) -> StepOutcome:
         """The losses of a step, with their gradients added to those in the parameters."""
+        is_first, self._is_first = self._is_first, False
+        if not (is_first and may_fall_back(trainer)):
+            return self._adapted_gradients(trainer, inputs)
+        before = weighting_states(trainer)
+        try:
+            return self._adapted_gradients(trainer, inputs)
+        except Exception as error:
+            if isinstance(error, UserError) or is_out_of_memory(error):
+                raise
+            run_eager(trainer, error)
+        start_anew(trainer, before)
+        return self._adapted_gradients(trainer, inputs)
+
+    def _adapted_gradients(self, trainer: PairTrainer, inputs: StepInputs) -> StepOutcome:
         before = weighting_states(trainer) if self._adapts else []
         while True:
             try:
@@ -62,10 +81,7 @@ class StepMode:
                 if not (self._adapts and is_out_of_memory(error)) or self.patches_at_once == 1:
                     raise
             # here the error is gone, and with it the tensors of its frames
-            trainer.optimizer.zero_grad(set_to_none=True)
-            trainer.objective.weighting_a.load_state_dict(before[0])
-            trainer.objective.weighting_b.load_state_dict(before[1])
-            empty_cache(trainer.device)
+            start_anew(trainer, before)
             was, self.patches_at_once = self.name, self._fewer_patches(trainer.batch_size)
             trainer.print_to_log_file(
                 f"A step ({was}) does not fit into the memory of the device: going on in the mode {self.name}. The "
@@ -76,6 +92,14 @@ class StepMode:
         return batch_size if self.patches_at_once is None else max(1, self.patches_at_once // 2)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def start_anew(trainer: PairTrainer, before: list[dict[str, Any]]) -> None:
+    """Undo what a step that failed has left."""
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.objective.weighting_a.load_state_dict(before[0])
+    trainer.objective.weighting_b.load_state_dict(before[1])
+    empty_cache(trainer.device)
+
+
+def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that the device's memory is full; not every backend has a class for it."""
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network that torch.compile can't build on this machine: train it without, or say how."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from torch._dynamo import OptimizedModule
+
+if TYPE_CHECKING:
+    from nnunet_dhc.nnunet.reliability.reliable_trainer import ReliableTrainer
+
+_COMPILERS = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+
+
+def may_fall_back(trainer: ReliableTrainer) -> bool:
+    """Whether the network is compiled, and no other rank would have to change together with this one."""
+    return isinstance(trainer.network, OptimizedModule)
+
+
+def run_eager(trainer: ReliableTrainer, error: Exception) -> None:
+    """Go on with the network and the loss as they were before torch.compile; parameters and optimizer stay."""
+    os.environ["nnUNet_compile"] = "f"  # or nnU-Net's predictor would compile the network again
+    trainer.network = trainer.network._orig_mod
+    trainer.loss = trainer._build_loss()  # nnU-Net has compiled a part of it, too
+    trainer.print_to_log_file(
+        f"torch.compile failed in the first step ({first_line(error)}): going on without it, as with nnUNet_compile=f. "
+        "The result is the same, a step takes longer"
+    )
+
+
+def is_compile_failure(error: BaseException) -> bool:
+    """Whether torch.compile or what it calls raised an error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen).__module__.startswith(_COMPILERS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return "torch.compile" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first words of an error, which goes on for pages here."""
+    error = getattr(error, "inner_exception", error)  # torch._dynamo wraps what a backend raises
+    lines = str(error).strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
