@@ -7,10 +7,13 @@
         --seeds 0 1 2 --epochs 5 --patch 48 64 64 --features 8 16 32 64 80 --device cpu --minutes 60
 
 A row is ``label=trainer``, then ``:setting=value,...`` for settings of nnunet_dhc, then ``@all`` to train on the labels
-of the unlabeled cases too (the upper bound), or ``*N`` to train N times as many epochs (equal wall-clock). Calling the
-script again continues: finished runs are skipped, killed ones go on from their last checkpoint. ``--print-commands``
-prints every run as a command of its own, for a cluster's scheduler. Results: ``<work>/results.jsonl``; the folders are
-those of nnU-Net, so `nnunet_dhc compare` reads them.
+of the unlabeled cases too (the upper bound), ``*N`` to train N times as many epochs, or ``~LABEL`` to train as long as
+the row LABEL took in the same seed, at the speed of a row of the same trainer that ran before (equal wall-clock). The
+trainer ``two-stage`` is self-training with stock nnU-Net (scripts/self_training.py), half of its epochs for each stage.
+Calling the script again continues: finished runs are skipped, killed ones go on from their last checkpoint.
+``--print-commands`` prints every run as a command of its own, for a cluster's scheduler. Results:
+``<work>/results.jsonl``; the folders are those of nnU-Net, so `nnunet_dhc compare` reads them. With ``--predict``, the
+cases of ``imagesTs`` are predicted into ``<work>/predictions/<label>/seed_<n>``.
 """
 
 from __future__ import annotations
@@ -27,15 +30,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import time
 
+from nnunet_dhc.demo.pipeline import training_seconds
 from nnunet_dhc.demo.small_plans import write_small_plans
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.training.configure_plans import parse_setting
 from nnunet_dhc.nnunet.training.run_record import content_hash, installed_versions
 from nnunet_dhc.trainers.lookup import is_trainer_name
 
 _ROW = re.compile(
-    r"(?P<label>[A-Za-z0-9-]+)=(?P<trainer>\w+)(?::(?P<settings>[^@*]*))?(?P<all>@all)?(?:\*(?P<times>\d+))?"
+    r"(?P<label>[A-Za-z0-9-]+)=(?P<trainer>[\w-]+)(?::(?P<settings>[^@*~]*))?(?P<all>@all)?"
+    r"(?:\*(?P<times>[\d.]+))?(?:~(?P<as_long_as>[A-Za-z0-9-]+))?"
 )
+STOCK, TWO_STAGE = "nnUNetTrainer", "two-stage"
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,30 @@ class Row:
     trainer: str
     settings: dict
     all_labels: bool
-    times: int
+    times: float
+    as_long_as: str | None
 
     @classmethod
     def parse(cls, text: str) -> Row:
         match = _ROW.fullmatch(text)
         if not match:
-            raise UserError(f"--rows {text}: write label=trainer[:setting=value,...][@all][*N]")
+            raise UserError(f"--rows {text}: write label=trainer[:setting=value,...][@all][*N][~LABEL]")
         settings = dict(parse_setting(part) for part in (match["settings"] or "").split(",") if part)
-        if settings and not is_trainer_name(match["trainer"]):
+        ours = is_trainer_name(match["trainer"])
+        if settings and not ours:
             raise UserError(f"--rows {text}: {match['trainer']} takes no settings")
-        return cls(match["label"], match["trainer"], settings, bool(match["all"]), int(match["times"] or 1))
+        if match["as_long_as"] and ours:
+            raise UserError(
+                f"--rows {text}: ~ is for stock nnU-Net and {TWO_STAGE}; ours take their epochs from the plans"
+            )
+        return cls(
+            match["label"],
+            match["trainer"],
+            settings,
+            bool(match["all"]),
+            float(match["times"] or 1),
+            match["as_long_as"],
+        )
 
 
 @dataclass(frozen=True)
@@ -82,49 +102,123 @@ class Run:
         return {**{name: str(path) for name, path in paths.items()}, "nnUNet_dhc_seed": str(self.seed)}
 
     @property
+    def fold(self) -> int:
+        """Fold 0 has the labels of the split, fold 1 those of its unlabeled cases too."""
+        return int(self.row.all_labels or self.row.trainer == TWO_STAGE)
+
+    @property
+    def nnunet_trainer(self) -> str:
+        return STOCK if self.row.trainer == TWO_STAGE else self.row.trainer
+
+    @property
     def folder(self) -> Path:
         return (
             Path(self.environment["nnUNet_results"])
             / self.args.data.name
-            / f"{self.row.trainer}__{self.plans}__{self.args.configuration}"
-            / f"fold_{int(self.row.all_labels)}"
+            / f"{self.nnunet_trainer}__{self.plans}__{self.args.configuration}"
+            / f"fold_{self.fold}"
         )
 
     @property
     def summary(self) -> Path:
         return self.folder / "validation" / "summary.json"
 
-    def command(self) -> list[str]:
+    @property
+    def predictions(self) -> Path:
+        return self.args.work / "predictions" / self.row.label / f"seed_{self.seed}"
+
+    def command(self, epochs: int) -> list[str]:
         """nnU-Net's own command for our trainers; stock with its counters set, since it has no option for them."""
-        dataset, fold = self.args.data.name, str(int(self.row.all_labels))
+        common = [self.args.data.name, self.args.configuration]
+        plans = ["-p", self.plans, "-device", self.args.device]
         if is_trainer_name(self.row.trainer):
-            command = ["nnUNetv2_train", dataset, self.args.configuration, fold, "-tr", self.row.trainer]
             continues = any(self.folder.glob("checkpoint_*.pth"))
-            return [*command, "-p", self.plans, "-device", self.args.device, *(["--c"] if continues else [])]
+            return [
+                "nnUNetv2_train",
+                *common,
+                str(self.fold),
+                "-tr",
+                self.row.trainer,
+                *plans,
+                *(["--c"] if continues else []),
+            ]
+        schedule = ["--iterations", str(self.args.iterations), "--val-iterations", str(self.args.val_iterations)]
+        if self.row.trainer == TWO_STAGE:
+            work = self.args.work / "two-stage" / self.row.label / f"seed_{self.seed}"
+            return [
+                sys.executable,
+                str(Path(__file__).with_name("self_training.py")),
+                *common,
+                "0",
+                "1",
+                *plans,
+                "--epochs",
+                str(max(1, epochs // 2)),
+                *schedule,
+                "--work",
+                str(work),
+            ]
         return [
             sys.executable,
             "-m",
             "nnunet_dhc.demo.short_stock",
-            dataset,
-            self.args.configuration,
-            fold,
+            *common,
+            str(self.fold),
             "-tr",
             self.row.trainer,
-            "-p",
-            self.plans,
-            "-device",
-            self.args.device,
+            *plans,
             "--epochs",
-            str(self.epochs),
-            "--iterations",
-            str(self.args.iterations),
-            "--val-iterations",
-            str(self.args.val_iterations),
+            str(epochs),
+            *schedule,
         ]
 
-    @property
-    def epochs(self) -> int:
-        return self.args.epochs * self.row.times
+    def prediction(self) -> list[str]:
+        """nnU-Net's command for the cases of ``imagesTs``."""
+        return [
+            "nnUNetv2_predict",
+            "-d",
+            self.args.data.name,
+            "-c",
+            self.args.configuration,
+            "-f",
+            str(self.fold),
+            "-tr",
+            self.nnunet_trainer,
+            "-p",
+            self.plans,
+            "-i",
+            str(self.args.data / "imagesTs"),
+            "-o",
+            str(self.predictions),
+            "-device",
+            self.args.device,
+            "-npp",
+            "1",
+            "-nps",
+            "1",
+            "--continue_prediction",
+        ]
+
+
+def epochs_of(run: Run, runs: list[Run]) -> int:
+    """Epochs of a run; for ``~LABEL``, those that fit into the time which that row took.
+
+    Raises:
+        UserError: The row, or one that tells the speed of this trainer, has not been trained.
+    """
+    epochs = run.args.epochs * run.row.times
+    if run.row.as_long_as is None:
+        return round(epochs)
+    done = {other.row.label: other for other in runs if other.seed == run.seed and other.summary.is_file()}
+    same_trainer = [
+        other
+        for other in done.values()
+        if other.nnunet_trainer == run.nnunet_trainer and other.row.as_long_as is None and not other.row.all_labels
+    ]
+    if run.row.as_long_as not in done or not same_trainer:
+        raise UserError(f"--rows {run.row.label}: run {run.row.as_long_as} and a row of {run.nnunet_trainer} first")
+    speed = training_seconds(same_trainer[0].folder) / epochs_of(same_trainer[0], runs)
+    return round(run.row.times * training_seconds(done[run.row.as_long_as].folder) / speed)
 
 
 def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
@@ -166,7 +260,7 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
             convolutions_per_stage=args.convolutions,
             batch_size=plans["batch_size"],
             settings={
-                "num_epochs": args.epochs * row.times,
+                "num_epochs": round(args.epochs * row.times),
                 "num_iterations_per_epoch": args.iterations,
                 "num_val_iterations_per_epoch": args.val_iterations,
                 **row.settings,
@@ -174,17 +268,28 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
         )
 
 
-def execute(run: Run, deadline: float) -> bool:
+def execute(run: Run, epochs: int, deadline: float) -> bool:
     """Train until it ends or the time is over; True when it ended."""
     run.folder.mkdir(parents=True, exist_ok=True)
+    if not run.summary.is_file():
+        seconds = _call(run, run.command(epochs), deadline)
+        with open(run.folder / "seconds.txt", "a") as file:
+            file.write(f"{seconds:.1f}\n")
+    if not run.summary.is_file():
+        return False
+    line = {**result(run, epochs), "command": run.command(epochs)}
+    replace_json(run.folder / "benchmark.json", line)
+    if run.args.predict:
+        _call(run, run.prediction(), deadline)
+    return True
+
+
+def _call(run: Run, command: list[str], deadline: float) -> float:
+    """Run a command until the deadline, its output in the run's folder; seconds it took."""
     started = time()
     with open(run.folder / "console.log", "a") as log:
         process = subprocess.Popen(
-            run.command(),
-            env={**os.environ, **run.environment},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            command, env={**os.environ, **run.environment}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             code = process.wait(timeout=max(deadline - time(), 1))
@@ -192,14 +297,12 @@ def execute(run: Run, deadline: float) -> bool:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=60)
             code = None
-    with open(run.folder / "seconds.txt", "a") as file:
-        file.write(f"{time() - started:.1f}\n")
     if code not in (0, None):
-        raise UserError(f"{shlex.join(run.command())} failed; see {run.folder / 'console.log'}")
-    return run.summary.is_file()
+        raise UserError(f"{shlex.join(command)} failed; see {run.folder / 'console.log'}")
+    return time() - started
 
 
-def result(run: Run) -> dict:
+def result(run: Run, epochs: int) -> dict:
     """One line of ``results.jsonl``."""
     summary = json.loads(run.summary.read_text())
     seconds = sum(map(float, (run.folder / "seconds.txt").read_text().split()))
@@ -209,16 +312,17 @@ def result(run: Run) -> dict:
         "settings": run.row.settings,
         "seed": run.seed,
         "all_labels": run.row.all_labels,
-        "steps": run.epochs * run.args.iterations,
+        "steps": epochs * run.args.iterations,
         "seconds": round(seconds, 1),
+        "epoch_seconds": round(training_seconds(run.folder), 1),
         "dice": {label: values["Dice"] for label, values in summary["mean"].items()},
         "mean_dice": summary["foreground_mean"]["Dice"],
         "device": run.args.device,
         "patch": run.args.patch,
         "features": run.args.features,
+        "convolutions": run.args.convolutions,
         "split_hash": content_hash(json.loads(run.args.split.read_text())[run.args.fold]),
         "versions": installed_versions(),
-        "command": run.command(),
         "finished": time(),
     }
 
@@ -241,6 +345,7 @@ def main() -> int:
     parser.add_argument("--convolutions", type=int, default=2, help="convolutions per stage")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda", "mps"])
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time; call again to continue")
+    parser.add_argument("--predict", action="store_true", help="predict imagesTs with each finished run")
     parser.add_argument("--print-commands", action="store_true", help="print the runs instead of running them")
     args = parser.parse_args()
     args.work = args.work.absolute()
@@ -252,21 +357,24 @@ def main() -> int:
         for run in runs:
             if args.print_commands:
                 settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in run.environment.items())
-                print(settings, shlex.join(run.command()))
-            elif not run.summary.is_file() and time() < deadline:
-                print(f"{run.row.label}, seed {run.seed} ...", flush=True)
-                print("  done" if execute(run, deadline) else "  stopped; call again to continue", flush=True)
+                print(settings, shlex.join(run.command(epochs_of(run, runs))))
+            elif not (run.folder / "benchmark.json").is_file() and time() < deadline:
+                epochs = epochs_of(run, runs)
+                print(f"{run.row.label}, seed {run.seed}, {epochs} epochs ...", flush=True)
+                print("  done" if execute(run, epochs, deadline) else "  stopped; call again to continue", flush=True)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    finished = [result(run) for run in runs if run.summary.is_file()]
+    finished = [
+        json.loads(file.read_text()) for file in sorted(args.work.glob("results/seed_*/*/*/fold_*/benchmark.json"))
+    ]
     (args.work / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in finished))
     for line in finished:
         print(
             f"{line['row']:>20}  seed {line['seed']}  {line['steps']:6d} steps  {line['seconds']:8.0f} s  "
             f"mean Dice {100 * line['mean_dice']:.1f}"
         )
-    print(f"{len(finished)} of {len(runs)} runs finished; {args.work / 'results.jsonl'}")
+    print(f"{len(finished)} runs finished; {args.work / 'results.jsonl'}")
     return 0
 
 

@@ -16,7 +16,13 @@ from nnunet_dhc.core.collapse import CollapseMonitor
 from nnunet_dhc.core.rampup import gaussian_rampup
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
-from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, initialize_sub_networks, mean_logits, unwrapped
+from nnunet_dhc.nnunet.network.cotrained_pair import (
+    CoTrainedPair,
+    initialize_sub_networks,
+    mean_logits,
+    store_channels_last,
+    unwrapped,
+)
 from nnunet_dhc.nnunet.reliability.reliable_trainer import ReliableTrainer
 from nnunet_dhc.nnunet.splits.fold_cases import ensure_splits_file, read_fold_cases
 from nnunet_dhc.nnunet.training import seeding, torchrun
@@ -91,6 +97,8 @@ class PairTrainer(ReliableTrainer):
             seeding.seed_everything(self.seed)
         super().initialize()
         initialize_sub_networks(self.pair, self.recipe.initialization_a, self.recipe.initialization_b)
+        if self.device.type == "cpu":
+            store_channels_last(self.pair)
         self.objective = build_objective(
             self.recipe, self.label_manager, self.loss, self.configuration_manager.batch_dice, self.is_ddp
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
@@ -71,6 +72,17 @@ def unwrapped(network: nn.Module) -> CoTrainedPair:
     if isinstance(network, OptimizedModule):
         network = network._orig_mod
     return network
+
+
+def store_channels_last(network: nn.Module) -> None:
+    """Keep the weights of 3D convolutions with the channels last; oneDNN then keeps activations so, too.
+
+    Only the order in memory changes. On a CPU it saves reordering around each convolution, about a third of a training
+    step (docs/results/step_cost.md); 2D networks gain nothing from it.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+            module.to(memory_format=torch.channels_last_3d)
 
 
 def initialize_convolutions(network: nn.Module, scheme: Literal["kaiming", "xavier"]) -> None:
