@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trainings = parser.add_argument_group("trainings, by their validation folders")
     trainings.add_argument("-d", metavar="DATASET", help="dataset number or name")
     trainings.add_argument("-c", nargs="+", default=["3d_fullres"], metavar="CONFIG", help="configurations")
-    trainings.add_argument("-tr", nargs="+", metavar="TRAINER", help="trainers, one row each")
+    trainings.add_argument("-tr", nargs="+", metavar="[NAME=]TRAINER[@PLANS]",
+                           help="trainers, one row each; with a name for the row and plans of its own if wanted")
     trainings.add_argument("-p", nargs="+", default=["nnUNetPlans"], metavar="PLANS", help="plans")
     trainings.add_argument("-f", nargs="+", metavar="FOLD", help="folds; default: those that were validated")
     trainings.add_argument("--results-roots", nargs="+", type=Path, metavar="DIR",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,15 @@ from nnunet_dhc.reporting.collection import Collection, Row, Run, check_comparab
 from nnunet_dhc.reporting.run_files import RunRecord, read_run
 from nnunet_dhc.reporting.structures import label_space, read_dataset_json
 
+_TRAINING = re.compile(r"(?:(?P<name>[^=@]+)=)?(?P<trainer>\w+)(?:@(?P<plans>[^@=]+))?")
+
 
 @dataclass(frozen=True)
 class Selection:
-    """Which trainings: the options ``-d -tr -p -c -f`` and the results folders, one per repeat."""
+    """Which trainings: the options ``-d -tr -p -c -f`` and the results folders, one per repeat.
+
+    A trainer may carry plans of its own and a name for its row: ``[NAME=]TRAINER[@PLANS]``.
+    """
 
     dataset: str
     trainers: Sequence[str]
@@ -42,20 +48,17 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
     preprocessed = _optional_folder("nnUNet_preprocessed", name)
     raw = _optional_folder("nnUNet_raw", name)
     rows, models = [], []
-    for trainer in selection.trainers:
-        for plans in selection.plans:
-            for configuration in selection.configurations:
-                row = Row(_row_name(selection, trainer, plans, configuration), trainer, plans, configuration)
-                model = f"{trainer}__{plans}__{configuration}"
-                found = [root / name / model for root in roots if (root / name / model).is_dir()]
-                if not found:
-                    raise UserError(f"{roots[0] / name / model} does not exist: train it with nnUNetv2_train "
-                                    f"{selection.dataset} {configuration} 0 -tr {trainer} -p {plans}.")
-                row.plans_hash = _content_hash(found[0] / "plans.json")
-                models += found
-                for repeat, folder in enumerate(found):
-                    row.runs += _runs(folder, repeat, selection.folds, preprocessed, unfinished)
-                rows.append(row)
+    for row in _selected_rows(selection):
+        model = f"{row.trainer}__{row.plans}__{row.configuration}"
+        found = [root / name / model for root in roots if (root / name / model).is_dir()]
+        if not found:
+            raise UserError(f"{roots[0] / name / model} does not exist: train it with nnUNetv2_train "
+                            f"{selection.dataset} {row.configuration} 0 -tr {row.trainer} -p {row.plans}.")
+        row.plans_hash = _content_hash(found[0] / "plans.json")
+        models += found
+        for repeat, folder in enumerate(found):
+            row.runs += _runs(folder, repeat, selection.folds, preprocessed, unfinished)
+        rows.append(row)
     dataset_json = _first_dataset_json([*models, *(folder for folder in (preprocessed, raw) if folder)])
     ending = str(dataset_json["file_ending"])
     references = {}
@@ -113,13 +116,25 @@ def dataset_name(dataset: str, folders: Sequence[Path]) -> str:
     return matches[0]
 
 
-def _row_name(selection: Selection, trainer: str, plans: str, configuration: str) -> str:
-    parts = [trainer]
-    if len(selection.plans) > 1:
-        parts.append(plans)
-    if len(selection.configurations) > 1:
-        parts.append(configuration)
-    return " · ".join(parts)
+def _selected_rows(selection: Selection) -> list[Row]:
+    """A row for every trainer, plans and configuration; plans written at a trainer are that trainer's only ones."""
+    rows = []
+    for text in selection.trainers:
+        match = _TRAINING.fullmatch(text)
+        if match is None:
+            raise UserError(f"-tr {text} is not [NAME=]TRAINER[@PLANS].")
+        own_plans = match["plans"]
+        plans_vary = len(selection.plans) > 1 if own_plans is None else match["name"] is None
+        for plans in [own_plans] if own_plans else selection.plans:
+            for configuration in selection.configurations:
+                parts = [match["name"] or match["trainer"]]
+                parts += [plans] if plans_vary else []
+                parts += [configuration] if len(selection.configurations) > 1 else []
+                rows.append(Row(" · ".join(parts), match["trainer"], plans, configuration))
+    names = [row.name for row in rows]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"-tr names the row {twice[0]} twice: give each another name, NAME=TRAINER@PLANS.")
+    return rows
 
 
 def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: Path | None,

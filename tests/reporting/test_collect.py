@@ -21,6 +21,20 @@ def test_folds_and_rows(tree):
     assert len(found.images) == len(tree.cases)
 
 
+def test_a_trainer_with_plans_and_a_name_of_its_own(tree):
+    tree.add_stock().add_pair("nnUNetTrainerDHC")
+    model = tree.model("nnUNetTrainerDHC")
+    model.rename(model.with_name("nnUNetTrainerDHC__OtherPlans__3d_fullres"))
+    found = collect_trainings(Selection("901", ["nnUNetTrainer", "dhc=nnUNetTrainerDHC@OtherPlans"]))
+    assert [(row.name, row.plans) for row in found.rows] == [("nnUNetTrainer", "nnUNetPlans"), ("dhc", "OtherPlans")]
+    found = collect_trainings(Selection("901", ["nnUNetTrainerDHC@OtherPlans"]))
+    assert found.rows[0].name == "nnUNetTrainerDHC · OtherPlans"
+    with pytest.raises(UserError, match="names the row a twice"):
+        collect_trainings(Selection("901", ["a=nnUNetTrainer", "a=nnUNetTrainerDHC@OtherPlans"]))
+    with pytest.raises(UserError, match=r"not \[NAME=\]TRAINER"):
+        collect_trainings(Selection("901", ["nnUNetTrainer@"]))
+
+
 def test_one_fold(tree):
     tree.add_stock()
     found = collect_trainings(Selection(DATASET, ["nnUNetTrainer"], folds=["1"]))
