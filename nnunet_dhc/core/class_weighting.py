@@ -177,3 +177,25 @@ class Unweighted(ClassWeighting):
 
     def update(self, statistic: Tensor | None = None, /) -> Tensor:
         return self.weights
+
+
+def tempered(weights: Tensor, exponent: float, mean_one: bool) -> Tensor:
+    """Class weights that differ less, of another size.
+
+    v_i = max_j w_j * (w_i / max_j w_j)^exponent;  mean_one: v_i / mean_j v_j
+
+    Args:
+        weights: Shape (k,), floating, >= 0.
+        exponent: 1 leaves the weights, 0 makes them equal; a weight of 0 stays 0 above 0.
+        mean_one: Divide by the mean.
+
+    Returns:
+        Shape (k,), the same dtype; all 0 where all weights are.
+
+    Source: ours; the DHC family uses its weights as they are.
+    """
+    tiny = torch.finfo(weights.dtype).tiny
+    if exponent != 1:
+        largest = weights.max()
+        weights = largest * (weights / largest.clamp_min(tiny)) ** exponent
+    return weights / weights.mean().clamp_min(tiny) if mean_one else weights

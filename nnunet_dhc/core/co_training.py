@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunet_dhc.core.across_ranks import sum_across_ranks
 from nnunet_dhc.core.class_counts import hard_dice
-from nnunet_dhc.core.class_weighting import ClassWeighting
+from nnunet_dhc.core.class_weighting import ClassWeighting, tempered
 from nnunet_dhc.core.label_spaces import LabelReading, LabelSpace
 from nnunet_dhc.core.loss_sums import LossSums
 from nnunet_dhc.core.term_sums import TermSums
@@ -31,6 +31,8 @@ class LossComposition:
     unsupervised_deep_supervision: bool = True
     confidence_threshold: float = 0.0
     counts_from_labeled: bool = False
+    weight_exponent: float = 1.0
+    weight_mean_one: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,16 @@ class CoTrainingObjective:
                 weighting.update(counted + self._summed(self.labels.count(labeled)))
             elif weighting.reads in ("all_counts", "unlabeled_counts"):
                 weighting.update(counted)
-        return self.weighting_a.weights, self.weighting_b.weights, torch.stack(counts) if countable else None
+        return *self.loss_weights, torch.stack(counts) if countable else None
+
+    @property
+    def loss_weights(self) -> tuple[Tensor, Tensor]:
+        """Weights of A and of B as the losses take them, (k,) float32."""
+        exponent, mean_one = self.composition.weight_exponent, self.composition.weight_mean_one
+        return (
+            tempered(self.weighting_a.weights, exponent, mean_one),
+            tempered(self.weighting_b.weights, exponent, mean_one),
+        )
 
     def terms(
         self,

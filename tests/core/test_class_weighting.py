@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nnunet_dhc.core import CLD, ClassWeighting, CReST, DiffDW, DistDW, SimiS, Unweighted
 from nnunet_dhc.core.class_counts import hard_dice
+from nnunet_dhc.core.class_weighting import tempered
 from nnunet_dhc.core.label_spaces import ClassLabels, LabelSpace, RegionLabels
 
 K = 4
@@ -258,3 +259,22 @@ def test_no_host_synchronization_and_same_weights_on_cuda(make: Factory) -> None
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(on_gpu.weights.cpu(), on_cpu.update(given_), equal_nan=True)
+
+
+def test_tempered_weights():
+    weights = torch.tensor([0.0, 1.0, 4.0, 16.0])
+    assert tempered(weights, 1.0, False) is weights
+    torch.testing.assert_close(tempered(weights, 0.5, False), torch.tensor([0.0, 4.0, 8.0, 16.0]))
+    torch.testing.assert_close(tempered(weights, 0.5, True), torch.tensor([0.0, 4.0, 8.0, 16.0]) / 7.0)
+    torch.testing.assert_close(tempered(weights, 0.0, True), torch.ones(4))
+    assert torch.equal(tempered(torch.zeros(4), 0.5, True), torch.zeros(4))
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=20), st.floats(0, 1))
+def test_tempering_keeps_the_order_and_the_largest(values, exponent):
+    weights = torch.tensor(values)
+    after = tempered(weights, exponent, False)
+    torch.testing.assert_close(after.max(), weights.max())
+    order = torch.argsort(weights)
+    assert (after[order].diff() >= -1e-4).all()
+    assert torch.isfinite(after).all()

@@ -76,6 +76,8 @@ def build_objective(
         unsupervised_deep_supervision=recipe.unsupervised_deep_supervision,
         confidence_threshold=recipe.confidence_threshold,
         counts_from_labeled=recipe.counts_from == "labeled",
+        weight_exponent=recipe.weight_exponent,
+        weight_mean_one=recipe.weight_mean_one,
     )
     weighting_a, weighting_b = (
         make_weighting(name, labels.num_classes, recipe.weighting_mode, options)

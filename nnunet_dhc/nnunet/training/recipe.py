@@ -61,6 +61,15 @@ class Recipe:
     )
     weighting_a_options: dict = _setting({}, _MAPPING, 'further arguments of A\'s weighting, for example {"tau": 50}')
     weighting_b_options: dict = _setting({}, _MAPPING, "further arguments of B's weighting")
+    weight_exponent: float = _setting(
+        1.0, _between(0, 1), "exponent of the class weights, relative to the largest; 0 makes all equal"
+    )
+    weight_mean_one: bool = _setting(
+        False,
+        _BOOLEAN,
+        "scale the class weights to a mean of 1, so that the Dice terms keep nnU-Net's size; the cross entropies don't "
+        "depend on the scale",
+    )
     counts_from: str = _setting(
         "unlabeled", _choice("unlabeled", "labeled"), "patches whose pseudo labels DistDW and CReST count"
     )
