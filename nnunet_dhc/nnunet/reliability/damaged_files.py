@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import case_files
 
@@ -61,6 +62,15 @@ def find_damage(folders: Sequence[CaseFolder], limit_s: float = _LIMIT_S) -> Dam
                 if reason is not None:
                     return Damage(path, identifier, reason, folder.unlabeled)
     return None
+
+
+def read_without_mapping(dataset: Any) -> None:
+    """Let a dataset read its files instead of mapping them into the memory of this process, at the same speed.
+
+    Reading behind the end of a mapped file that was cut ends the process: workers may end so, a training not.
+    """
+    if hasattr(dataset, "mmap_kwargs"):  # of nnU-Net's datasets, those of blosc2 files
+        dataset.mmap_kwargs = {}
 
 
 def _paths(folder: CaseFolder) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -33,3 +34,12 @@ def say_last(message: str) -> None:
     """Print the last line of a process on standard error, after all that is still buffered for standard output."""
     sys.stdout.flush()
     print(f"nnunet_dhc: {message}", file=sys.stderr, flush=True)
+
+
+def say_crashes() -> None:
+    """From now on a process that crashes (SIGBUS, SIGSEGV) says so and where, instead of ending without a word."""
+    if not faulthandler.is_enabled():
+        try:
+            faulthandler.enable()
+        except (AttributeError, OSError, RuntimeError, ValueError):
+            pass  # standard error is not a file here

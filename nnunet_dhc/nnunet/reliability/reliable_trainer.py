@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.reliability.changed_plans import changed_plans
 from nnunet_dhc.nnunet.reliability.child_watch import ChildWatch
-from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder
+from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder, read_without_mapping
 from nnunet_dhc.nnunet.reliability.explained_errors import explained
 from nnunet_dhc.nnunet.reliability.graceful_stop import Stopped, StopSignals, end_processes, within_seconds
-from nnunet_dhc.nnunet.reliability.last_line import end_with_one_line, say_last
+from nnunet_dhc.nnunet.reliability.last_line import end_with_one_line, say_crashes, say_last
 from nnunet_dhc.nnunet.reliability.loading_failure import (
     GuardedStream,
     explain_loading_failure,
@@ -92,6 +93,13 @@ class ReliableTrainer(nnUNetTrainer):
                     raise
                 raise UserError(explain(number)) from error
 
+    def get_tr_and_val_datasets(self):
+        datasets = super().get_tr_and_val_datasets()
+        if get_allowed_n_proc_DA() == 0:
+            for dataset in datasets:
+                read_without_mapping(dataset)
+        return datasets
+
     def get_dataloaders(self):
         try:
             labeled, validation = super().get_dataloaders()
@@ -117,6 +125,7 @@ class ReliableTrainer(nnUNetTrainer):
     @contextmanager
     def _ending_well(self, what: str) -> Iterator[None]:
         before = multiprocessing.active_children()
+        say_crashes()
         with StopSignals() as signals:
             try:
                 yield

@@ -10,6 +10,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_dhc.nnunet.reliability.damaged_files import read_without_mapping
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import UnlabeledDataLoader, UnlabeledDataset
 
 
@@ -45,6 +46,7 @@ def unlabeled_stream(trainer: nnUNetTrainer, dataset: UnlabeledDataset) -> Itera
     )
     num_workers = get_allowed_n_proc_DA()
     if num_workers == 0:
+        read_without_mapping(dataset)
         return SingleThreadedAugmenter(loader, None)
     return NonDetMultiThreadedAugmenter(
         loader,
