@@ -65,6 +65,8 @@ class PairTrainer(ReliableTrainer):
         self.num_val_iterations_per_epoch = (
             self.recipe.num_val_iterations_per_epoch or self.num_val_iterations_per_epoch
         )
+        if self.recipe.oversample_foreground is not None:
+            self.oversample_foreground_percent = self.recipe.oversample_foreground
         self.save_every = sys.maxsize  # we write checkpoint_latest ourselves, after _best_ema of the epoch is known
         self.seed = seeding.requested_seed()
         self.data: TrainingData | None = None

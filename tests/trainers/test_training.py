@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_data import make_scan, write_image
 from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, parameters
 
@@ -252,3 +253,14 @@ def test_pair_gives_what_it_is_asked_for():
         with pair.giving("b"):
             assert torch.equal(pair(images)[0], 3 * images)
     assert pair.output == "mean"
+
+
+def test_labeled_patches_around_foreground(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, oversample_foreground=1.0)
+    trainer.initialize()
+    assert trainer.oversample_foreground_percent == 1.0
+    stock = make_trainer(tiny_dataset)
+    stock.initialize()
+    assert stock.oversample_foreground_percent == nnUNetTrainer(
+        stock.plans_manager.plans, "3d_fullres", 0, stock.dataset_json, torch.device("cpu")
+    ).oversample_foreground_percent

@@ -106,6 +106,11 @@ class Recipe:
     architecture_b: dict = _setting(
         {}, _MAPPING, 'architecture of B by configuration, as in the plans\' key "architecture"; empty = as A'
     )
+    oversample_foreground: float | None = _setting(
+        None,
+        (lambda value: value is None or _between(0, 1)[0](value), "a number from 0 to 1, or null"),
+        "part of the labeled patches that are drawn around a voxel of a random class; null = nnU-Net's 0.33",
+    )
     mirror_axes: list | None = _setting(
         None,
         (
