@@ -259,8 +259,7 @@ def test_labeled_patches_around_foreground(tiny_dataset):
     trainer = make_trainer(tiny_dataset, oversample_foreground=1.0)
     trainer.initialize()
     assert trainer.oversample_foreground_percent == 1.0
-    stock = make_trainer(tiny_dataset)
-    stock.initialize()
-    assert stock.oversample_foreground_percent == nnUNetTrainer(
-        stock.plans_manager.plans, "3d_fullres", 0, stock.dataset_json, torch.device("cpu")
-    ).oversample_foreground_percent
+    ours = make_trainer(tiny_dataset)
+    plans = {**ours.plans_manager.plans, "continue_training": False}
+    stock = nnUNetTrainer(plans, "3d_fullres", 0, ours.dataset_json, torch.device("cpu"))
+    assert ours.oversample_foreground_percent == stock.oversample_foreground_percent < 1
