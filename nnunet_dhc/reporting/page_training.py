@@ -10,7 +10,8 @@ from nnunet_dhc.reporting.charts import Series, line_chart
 from nnunet_dhc.reporting.page_scores import short_name
 from nnunet_dhc.reporting.table_cells import duration, memory, parameters
 
-_MOST_AGREEMENT_LINES = 8
+_MOST_LINES = 8
+_COURSE_POINTS = 161
 
 
 def training_runs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -25,18 +26,41 @@ def agreement_chart(comparison: dict[str, Any]) -> dict[str, Any] | None:
     runs = [curves for curves in comparison["training"] if curves.get("agreement")]
     names = list(dict.fromkeys(curves["row"] for curves in runs))
     names.sort(key=lambda name: name != comparison["verdict"]["row"])
-    shown = names[:_MOST_AGREEMENT_LINES]
+    shown = names[:_MOST_LINES]
     if not shown:
         return None
     epochs = max((curves["epochs"] for curves in runs), key=lambda known: int(known[-1]))
     series = []
     for index, name in enumerate(shown):
-        lines = [_aligned(curves, "agreement", epochs) for curves in runs if curves["row"] == name]
+        lines = [_reached(curves["epochs"], curves["agreement"], epochs) for curves in runs if curves["row"] == name]
         series.append(Series(short_name(name), [_known_mean(values) for values in zip(*lines, strict=True)],
                              f"c{index}"))
     return {"svg": line_chart("Agreement of A and B", epochs, series, width=640, height=220, ceiling=1.0),
             "legend": [{"label": line.label, "style": line.style} for line in series],
             "left_out": len(names) - len(shown)}
+
+
+def dice_courses(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Mean Dice of training-time validation patches of all rows, against training steps and against time."""
+    charts = []
+    for amount, title in (("steps_done", "against training steps"), ("hours_done", "against training time in hours")):
+        runs = [curves for curves in comparison["training"]
+                if curves.get(amount) and curves.get("dice_mean_foreground")]
+        names = list(dict.fromkeys(curves["row"] for curves in runs))[:_MOST_LINES]
+        if len(names) < 2:
+            continue
+        last = max(curves[amount][-1] for curves in runs)
+        grid = [last * index / (_COURSE_POINTS - 1) for index in range(_COURSE_POINTS)]
+        series = []
+        for index, name in enumerate(names):
+            lines = [_reached(curves[amount], curves["dice_mean_foreground"], grid)
+                     for curves in runs if curves["row"] == name]
+            series.append(Series(short_name(name), [_known_mean(values) for values in zip(*lines, strict=True)],
+                                 f"c{index}"))
+        charts.append({"title": title, "legend": [{"label": line.label, "style": line.style} for line in series],
+                       "svg": line_chart(f"Mean Dice {title}", [float(f"{x:.3g}") for x in grid], series, width=640,
+                                         height=220, floor=0.0)})
+    return charts
 
 
 def costs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -114,15 +138,14 @@ def _per_class(curves: dict[str, Any], key: str, structures: Sequence[str]) -> l
     return charts
 
 
-def _aligned(curves: dict[str, Any], key: str, epochs: Sequence[int]) -> list[float | None]:
-    """Values of a run at the epochs of another: the nearest one that it has reached."""
-    own, values = curves["epochs"], curves[key]
+def _reached(own: Sequence[float], values: Sequence[float | None], grid: Sequence[float]) -> list[float | None]:
+    """The last value that a run had at each point of a grid; None before its first and after its end."""
     result: list[float | None] = []
-    position = 0
-    for epoch in epochs:
-        while position + 1 < len(own) and own[position + 1] <= epoch:
+    position = -1
+    for point in grid:
+        while position + 1 < len(own) and own[position + 1] <= point:
             position += 1
-        result.append(values[position] if epoch <= own[-1] and own[position] <= epoch else None)
+        result.append(values[position] if position >= 0 and point <= own[-1] else None)
     return result
 
 

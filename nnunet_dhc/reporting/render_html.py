@@ -32,6 +32,7 @@ def render_html(comparison: dict[str, Any]) -> str:
         "script": Markup((_TEMPLATES / "script.js").read_text(encoding="utf-8")),
         "training": page_training.training_runs(comparison),
         "agreement": page_training.agreement_chart(comparison),
+        "courses": page_training.dice_courses(comparison),
         "costs": page_training.costs(comparison),
         "tiles": comparison.get("tiles", []),
     }

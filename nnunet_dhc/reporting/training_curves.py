@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from nnunet_dhc.reporting.run_files import RunRecord
@@ -26,6 +27,7 @@ def training_curves(record: RunRecord, name: str, fold: str, repeat: int) -> dic
         "epochs": [line.get("epoch", index) for index, line in enumerate(kept)],
         "class_names": _class_names(record),
     }
+    curves |= _amounts(record, lines, curves["epochs"])
     for key in _SCALARS:
         _keep(curves, key, [_float(line.get(key)) for line in kept])
     for key in _VECTORS:
@@ -44,6 +46,19 @@ def training_curves(record: RunRecord, name: str, fold: str, repeat: int) -> dic
                         for line in lines for text in line.get("alarms") or []][-20:]
     curves["seconds_per_epoch"] = _mean_seconds(lines)
     return curves
+
+
+def _amounts(record: RunRecord, lines: Sequence[dict[str, Any]], epochs: Sequence[int]) -> dict[str, list[Any]]:
+    """Training steps and hours at the end of the kept epochs, where the logs tell them."""
+    amounts: dict[str, list[Any]] = {}
+    iterations = record.facts()["iterations_per_epoch"]
+    if iterations:
+        amounts["steps_done"] = [(epoch + 1) * iterations for epoch in epochs]
+    seconds = {line.get("epoch", index): (line.get("seconds") or {}).get("epoch") for index, line in enumerate(lines)}
+    if all(isinstance(value, int | float) for value in seconds.values()):
+        hours = dict(zip(seconds, accumulate(value / 3600 for value in seconds.values()), strict=True))
+        amounts["hours_done"] = [_float(hours[epoch]) for epoch in epochs]
+    return amounts
 
 
 def _thinned(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

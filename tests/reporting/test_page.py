@@ -14,6 +14,7 @@ from nnunet_dhc.reporting.charts import Series, line_chart, nice_range, tick
 from nnunet_dhc.reporting.collect import Selection, collect_trainings
 from nnunet_dhc.reporting.compare import Options
 from nnunet_dhc.reporting.page_scores import short_name
+from nnunet_dhc.reporting.page_training import _reached, dice_courses
 from nnunet_dhc.reporting.render_html import render_html
 from nnunet_dhc.reporting.report import build_report
 
@@ -152,3 +153,23 @@ def test_charts():
     low, high = nice_range(3.0, 3.0)
     assert low < 3.0 < high
     assert [tick(value) for value in (0, 0.5, 12345.0, 0.00012)] == ["0", "0.5", "1e+04", "1e-04"]
+
+
+def test_courses_of_all_rows_in_one_chart():
+    runs = [
+        {"row": "stock", "steps_done": [100, 200, 400], "hours_done": [0.1, 0.2, 0.4],
+         "dice_mean_foreground": [0.1, 0.2, 0.4]},
+        {"row": "stock", "steps_done": [100, 200, 400], "hours_done": [0.1, 0.2, 0.4],
+         "dice_mean_foreground": [0.3, 0.4, 0.6]},
+        {"row": "pair", "steps_done": [200], "hours_done": [0.4], "dice_mean_foreground": [0.5]},
+        {"row": "without a log"},
+    ]
+    courses = dice_courses({"training": runs})
+    assert [course["title"] for course in courses] == [
+        "against training steps", "against training time in hours"]
+    assert [entry["label"] for entry in courses[0]["legend"]] == ["stock", "pair"]
+    assert dice_courses({"training": runs[:2]}) == []  # one row has its curves further down
+
+
+def test_values_reached():
+    assert _reached([100, 200], [0.1, 0.2], [0, 100, 150, 200, 250]) == [None, 0.1, 0.1, 0.2, None]
