@@ -14,7 +14,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_data import TINY_PLANS
-from tiny_training import log_lines, make_trainer, parameters, resumed
+from tiny_training import SHORT, log_lines, make_trainer, parameters, resumed
 from variants import IGNORED_SLICES, REGIONS, SHAPE, edit_plans, make_variant, residual_encoder
 
 from nnunet_dhc.nnunet.training.configure_plans import configure_plans
@@ -93,6 +93,27 @@ def test_residual_encoder_plans(tiny_dataset):
     edit_plans(tiny_dataset, architecture=residual_encoder)
     trainer = train(tiny_dataset)
     assert type(trainer.pair.sub_network_b).__name__ == "ResidualEncoderUNet"
+
+
+@pytest.mark.parametrize("size", ["M", "L", "XL"])
+def test_plans_of_the_residual_encoder_planners(tiny_dataset, monkeypatch, size):
+    """nnU-Net's own presets, which share the preprocessed data with its default plans."""
+    from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners
+
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # planning can't do with 0
+    planner = getattr(residual_encoder_unet_planners, f"nnUNetPlannerResEnc{size}")
+    planner(tiny_dataset.name).plan_experiment()
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    plans = tiny_dataset.plans_content(f"nnUNetResEncUNet{size}Plans")
+    assert plans["plans_name"] == f"nnUNetResEncUNet{size}Plans"
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 16, 16]  # for speed
+    plans |= {"continue_training": False, "nnunet_dhc": {**SHORT, **ONE_EPOCH, "num_iterations_per_epoch": 1}}
+    tiny_dataset.write_split([{**FOLD, "unlabeled": ["case_4"]}])
+    trainer = trainer_class("nnUNetTrainerDHC")(plans, "3d_fullres", 0, tiny_dataset.dataset_json, torch.device("cpu"))
+    trainer.run_training()
+    assert {type(network).__name__ for network in trainer.pair.sub_networks} == {"ResidualEncoderUNet"}
+    assert Path(trainer.data.pool.folder).name == "nnUNetPlans_3d_fullres_unlabeled"
+    assert log_lines(trainer)[-1]["skipped_steps"] == 0
 
 
 def test_another_architecture_for_b(tiny_dataset):
@@ -242,6 +263,43 @@ def test_loggers_of_nnunet_get_their_values(tiny_dataset, monkeypatch):
         assert [step for name, step in logger.values if name == key] == [0, 1], key
 
 
+class FakeWandb:
+    """What nnU-Net's logger asks of wandb, which need not be installed."""
+
+    def __init__(self):
+        self.logged, self.config, self.summary, self.step = [], {}, {}, 0
+
+    def init(self, **arguments):
+        self.arguments = arguments
+        return self
+
+    def log(self, values, step):
+        self.logged += [(key, step) for key in values]
+
+
+def test_wandb_switch(tiny_dataset, monkeypatch):
+    """nnUNet_wandb_enabled, with nnU-Net's own WandbLogger."""
+    from nnunetv2.training.logging import nnunet_logger
+
+    monkeypatch.setattr(nnunet_logger, "wandb", fake := FakeWandb())
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    monkeypatch.setenv("nnUNet_wandb_mode", "offline")
+    trainer = make_trainer(tiny_dataset)
+    trainer.run_training()
+    assert fake.arguments["mode"] == "offline" and fake.arguments["dir"] == trainer.output_folder
+    assert [step for key, step in fake.logged if key == "mean_fg_dice"] == [0, 1]
+    assert fake.config["plans"]["plans_name"] == TINY_PLANS and fake.config["hparas"]["num_epochs"] == 2
+
+
+def test_wandb_that_is_not_installed_is_one_line(tiny_dataset, monkeypatch):
+    from nnunetv2.training.logging import nnunet_logger
+
+    monkeypatch.setattr(nnunet_logger, "wandb", None)
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    with pytest.raises(RuntimeError, match="pip install wandb"):  # nnU-Net's line, before anything else happens
+        make_trainer(tiny_dataset)
+
+
 def test_no_mirroring(tiny_dataset):
     trainer = train(tiny_dataset, mirror_axes=[])
     predictor = predictor_of(trainer)
@@ -278,7 +336,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["spawn"])
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])  # fork is in tests/cli/test_messages.py
 def test_worker_processes(tiny_dataset, tmp_path, method):
     plans = tiny_dataset.plans_content()
     plans["nnunet_dhc"] = {**ONE_EPOCH, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
