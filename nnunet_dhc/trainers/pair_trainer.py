@@ -99,7 +99,7 @@ class PairTrainer(ReliableTrainer):
             seeding.seed_everything(self.seed)
         super().initialize()
         initialize_sub_networks(self.pair, self.recipe.initialization_a, self.recipe.initialization_b)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and not self.is_ddp:  # DDP has laid its buckets out in the other order by now
             store_channels_last(self.pair)
         self.objective = build_objective(
             self.recipe, self.label_manager, self.loss, self.configuration_manager.batch_dice, self.is_ddp
