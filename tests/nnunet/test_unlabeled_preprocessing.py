@@ -271,7 +271,7 @@ def test_a_folder_that_can_not_be_written_to_is_named(tiny_dataset):
 
 
 def test_many_links_are_listed_in_linear_time(tiny_dataset, monkeypatch):
-    """Listing opens no scan; scripts/benchmark_unlabeled_start.py measures 100,000."""
+    """Listing opens no scan; scripts/benchmark_startup.py measures 100,000."""
     monkeypatch.setattr("nnunet_dhc.nnunet.unlabeled.store_update.StoreUpdate.run", lambda *arguments: None)
     target = tiny_dataset.images_un / "scan_0_0000.nii.gz"
     for number in range(3000):
