@@ -43,6 +43,7 @@ METHODS_OF_TRAINER = {
                                 "do_dummy_2d_data_aug", "use_mask_for_norm", "is_cascaded", "foreground_labels",
                                 "regions", "ignore_label"],
     "do_split": [],
+    "get_tr_and_val_datasets": [],
     "get_dataloaders": [],
     "on_train_start": [],
     "on_train_end": [],
@@ -363,6 +364,38 @@ def test_pretrained_weights_need_every_key_but_the_heads(stock, tmp_path):
         torch.save({"network_weights": broken}, tmp_path / "broken.pth")
         with pytest.raises(AssertionError):
             load_pretrained_weights(stock.network, str(tmp_path / "broken.pth"), verbose=False)
+
+
+def test_datasets_can_be_told_not_to_map_files(stock):
+    stock.initialize()
+    for dataset in stock.get_tr_and_val_datasets():
+        assert set(dataset.mmap_kwargs) <= {"mmap_mode"}
+        dataset.mmap_kwargs = {}
+        assert dataset.load_case(dataset.identifiers[0])[0][:].ndim == 4
+
+
+def test_ddp_is_wrapped_by_a_name_of_the_module_with_the_global_rank(stock, monkeypatch):
+    """Why `torchrun.py` replaces that name."""
+    wrapped = []
+    monkeypatch.setattr(trainer_module, "DDP", lambda network, device_ids: wrapped.append(device_ids) or network)
+    stock.is_ddp, stock.local_rank = True, 5
+    monkeypatch.setattr(stock, "_set_batch_size_and_oversample", lambda: None)
+    monkeypatch.setattr(stock, "_build_loss", lambda: None)
+    stock.initialize()
+    assert wrapped == [[5]]
+
+
+def test_compile_wraps_network_and_dice_loss(stock, monkeypatch):
+    """Both have to be taken back where torch.compile fails; nnUNet_compile=f then keeps them so."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(type(module).__name__) or module)
+    monkeypatch.setattr(stock, "_do_i_compile", lambda: True)
+    stock.initialize()
+    assert len(compiled) == 2 and compiled[0] == type(stock.network).__name__ and "Dice" in compiled[1]
+    stock.device = torch.device("cuda")
+    monkeypatch.undo()
+    monkeypatch.setenv("nnUNet_compile", "f")
+    assert not stock._do_i_compile()
 
 
 def test_deep_supervision_is_a_switch_of_the_decoder(stock):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -261,6 +262,16 @@ def test_loggers_of_nnunet_get_their_values(tiny_dataset, monkeypatch):
     trainer.run_training()
     for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs", "dice_per_class_or_region/class_1"):
         assert [step for name, step in logger.values if name == key] == [0, 1], key
+
+
+@pytest.mark.slow
+def test_many_more_workers_than_cases(tiny_dataset, monkeypatch):
+    """nnUNet_n_proc_DA=12: thirty forked workers, and none of them is left."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "12")
+    trainer = make_trainer(tiny_dataset, num_epochs=1)
+    trainer.run_training()
+    assert log_lines(trainer)[0]["skipped_steps"] == 0
+    assert not multiprocessing.active_children()
 
 
 class FakeWandb:

@@ -66,7 +66,10 @@ def process_group(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         yield "torchrun ... -m nnunet_dhc train", arguments
     finally:
         _device = None
-    dist.destroy_process_group()  # not after an error: other ranks may wait in a collective
+    # Not after an error, because other ranks may wait in a collective, and not gloo's: that of torch 2.5 can hang here
+    # when all ranks leave at once.
+    if device.type == "cuda":
+        dist.destroy_process_group()
 
 
 def place(trainer: ReliableTrainer) -> None:
@@ -122,7 +125,6 @@ def rank_zero_first(trainer: ReliableTrainer) -> Iterator[None]:
     if dist.get_rank() == 0:
         dist.broadcast_object_list(name, 0, group)
     dist.barrier(group)
-    dist.destroy_process_group(group)
 
 
 def _require(file: str) -> None:
