@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import contextmanager
 
@@ -240,12 +241,15 @@ class PairTrainer(ReliableTrainer):
         if recipe.ramp_length > 0:
             ramp = gaussian_rampup(max(epoch - recipe.ramp_lag_epochs, 0) / (recipe.ramp_length * self.num_epochs))
         rate = max(ramp, recipe.unlabeled_minimum_rate) if recipe.unlabeled_schedule == "ramp" else 1.0
+        steps = self.num_iterations_per_epoch
+        rate = math.ceil(rate * steps - 1e-9) / steps  # whole steps, at least one
         return recipe.lambda_max * ramp if self.uses_unlabeled else 0.0, rate
 
     def _choose_streams(self, iteration: int) -> None:
-        """Draw unlabeled patches in this step if the schedule's whole part rises; the same on all ranks."""
+        """Draw unlabeled patches at even distances, from the first step of an epoch on; the same on all ranks."""
         rate = self.unlabeled_rate
-        self.dataloader_train.draw_unlabeled = int((iteration + 1) * rate + 1e-9) > int(iteration * rate + 1e-9)
+        due, drawn = math.ceil((iteration + 1) * rate - 1e-9), math.ceil(iteration * rate - 1e-9)
+        self.dataloader_train.draw_unlabeled = due > drawn
 
     def train_step(self, batch: dict) -> dict:
         self.timer.start()

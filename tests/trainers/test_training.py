@@ -134,7 +134,7 @@ def test_gradient_of_each_sub_network_is_clipped_by_itself(tiny_dataset):
         for parameter in network.parameters():
             parameter.grad = torch.full_like(parameter, factor)
     trainer._clip_gradients()
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in n.parameters()]) for n in trainer.pair.sub_networks]
+    norms = [torch.cat([p.grad.flatten() for p in n.parameters()]).norm() for n in trainer.pair.sub_networks]
     count = sum(p.numel() for p in trainer.pair.sub_network_b.parameters())
     assert norms[0] == pytest.approx(12, rel=1e-3)
     assert norms[1] == pytest.approx(1e-3 * count**0.5, rel=1e-3)  # below the limit: untouched
@@ -145,9 +145,17 @@ def test_unlabeled_patches_as_often_as_lambda(tiny_dataset):
     trainer = train(tiny_dataset, unlabeled_schedule="ramp", num_epochs=4, num_iterations_per_epoch=10)
     lines = log_lines(trainer)
     assert lines[0]["steps_with_unlabeled"] == 1
-    rates = [max(np.exp(-5 * (1 - e / 4) ** 2), 0.1) for e in range(4)]
-    assert [line["unlabeled_rate"] for line in lines] == pytest.approx(rates)
-    assert [line["steps_with_unlabeled"] for line in lines] == [int(10 * rate + 1e-9) for rate in rates]
+    ramp = [np.exp(-5 * (1 - e / 4) ** 2) for e in range(4)]
+    assert ramp == pytest.approx([0.007, 0.06, 0.287, 0.732], abs=1e-3)
+    assert [line["steps_with_unlabeled"] for line in lines] == [1, 1, 3, 8]
+    assert [line["unlabeled_rate"] for line in lines] == pytest.approx([0.1, 0.1, 0.3, 0.8])
+
+
+def test_unlabeled_patches_in_every_epoch(tiny_dataset):
+    """However few steps an epoch has, its first one draws them, so that class counts never lack."""
+    trainer = train(tiny_dataset, unlabeled_schedule="ramp", num_epochs=2, num_iterations_per_epoch=2)
+    assert [line["steps_with_unlabeled"] for line in log_lines(trainer)] == [1, 1]
+    assert all(line["pseudo_label_share_b"] is not None for line in log_lines(trainer))
 
 
 # ---- alarms and non-finite losses ----
