@@ -47,6 +47,10 @@ class Crossings(TorchDispatchMode):
 def fake() -> Iterator[None]:
     label_spaces._nearest_positions.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
+        try:
+            torch.empty(1, device="cuda") * torch.empty(1, device="cuda")
+        except RuntimeError as error:  # torch 2.5
+            pytest.skip(f"this torch can't fake CUDA tensors without a driver: {type(error).__name__}")
         yield
     label_spaces._nearest_positions.cache_clear()  # it holds fake tensors
 

@@ -66,10 +66,11 @@ def process_group(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         yield "torchrun ... -m nnunet_dhc train", arguments
     finally:
         _device = None
-    # Not after an error, because other ranks may wait in a collective, and not gloo's: that of torch 2.5 can hang here
-    # when all ranks leave at once.
+    # Not after an error, because other ranks may wait in a collective.
     if device.type == "cuda":
         dist.destroy_process_group()
+    else:
+        dist.barrier()  # the gloo of torch 2.5 can hang when it is destroyed, and abort when a peer has gone first
 
 
 def place(trainer: ReliableTrainer) -> None:
