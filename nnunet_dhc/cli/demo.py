@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="a dataset in nnU-Net's raw format (DatasetXXX_Name) with imagesUn or a split file")
     parser.add_argument("--split", type=Path, metavar="FILE", help='split file with the key "unlabeled", with --data')
     parser.add_argument("--epochs", type=int, default=10, help="epochs of each training (default: 10)")
-    parser.add_argument("--iterations", type=int, default=80, help="steps per epoch (default: 80; nnU-Net's own: 250)")
+    parser.add_argument("--iterations", type=int, default=50, help="steps per epoch (default: 50; nnU-Net's own: 250)")
     parser.add_argument("--patch", type=int, nargs=3, default=[24, 32, 32], metavar="N", help="patch size in voxels")
     parser.add_argument("--features", type=int, nargs="+", default=[16, 32, 64], metavar="N",
                         help="feature maps of each resolution of the network (default: 16 32 64)")

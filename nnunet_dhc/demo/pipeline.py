@@ -37,7 +37,7 @@ class DemoOptions:
     data: Path | None = None
     split: Path | None = None
     epochs: int = 10
-    iterations: int = 80
+    iterations: int = 50
     patch: tuple[int, ...] = (24, 32, 32)
     features: tuple[int, ...] = (16, 32, 64)
     device: str = "auto"

@@ -209,6 +209,7 @@ class PairTrainer(ReliableTrainer):
     def run_training(self):
         if self.current_epoch >= self.num_epochs:
             self.print_to_log_file(f"This training is finished ({self.num_epochs} epochs); nothing to continue.")
+            self.remove_leftovers()
             return
         super().run_training()
 

@@ -67,9 +67,12 @@ def test_finished_run_needs_no_unlabeled_case_and_keeps_its_checkpoint(tiny_data
     content = final.read_bytes()
     for path in tiny_dataset.images_un.iterdir():
         path.unlink()
+    leftover = Path(trainer.output_folder) / "dhc_training.lock"
+    leftover.touch()  # by a process that was killed after its last checkpoint
     again = resumed(tiny_dataset, trainer, "checkpoint_final.pth")
     again.run_training()
     assert final.read_bytes() == content
+    assert not leftover.exists()
 
 
 def test_continue_without_checkpoint_never_starts_over(tiny_dataset):

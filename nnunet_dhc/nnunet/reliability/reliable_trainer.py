@@ -80,6 +80,11 @@ class ReliableTrainer(nnUNetTrainer):
             remove_unfinished(self.output_folder, self.local_rank)
             super().run_training()
 
+    def remove_leftovers(self) -> None:
+        """What a killed process of this training left in its folder: unfinished checkpoints and the lock file."""
+        with claimed(self.output_folder, self.local_rank):
+            remove_unfinished(self.output_folder, self.local_rank)
+
     def perform_actual_validation(self, save_probabilities: bool = False):
         def explain(number: int) -> str:
             return killed_while_validating(number, self._resume_command)
