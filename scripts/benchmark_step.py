@@ -84,7 +84,8 @@ def build(args: argparse.Namespace, folder: Path, mode: str, loaders: str = "syn
     torch.set_num_threads(args.threads or torch.get_num_threads())
     use_folder(folder)
     shape = Shape(tuple(args.patch), args.batch, args.classes, tuple(args.features), args.convolutions)
-    settings = {name: json.loads(value) for name, value in (text.split("=", 1) for text in args.set)}
+    settings = {"unlabeled_schedule": "always"}  # a step with unlabeled patches is what is timed
+    settings |= {name: json.loads(value) for name, value in (text.split("=", 1) for text in args.set)}
     settings["low_memory"] = "on" if mode == "low memory" else "off"
     unlabeled = None
     if loaders == "real":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,8 @@ def write_preprocessed_cases(root: Path, shape: Shape) -> Path:
 
     base = root / "preprocessed" / DATASET
     labeled, unlabeled = base / "benchmark_3d", base / "benchmark_3d_unlabeled"
+    for folder in (labeled, unlabeled):
+        shutil.rmtree(folder, ignore_errors=True)  # blosc2 writes no file that is there
     size = tuple(int(1.5 * n) for n in shape.patch)
     blocks, chunks = comp_blosc2_params((1, *size), shape.patch)
     for number in range(2 * NUM_CASES):
