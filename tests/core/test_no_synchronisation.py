@@ -26,6 +26,7 @@ from nnunet_dhc.core.loss_sums import _SoftmaxSums
 from nnunet_dhc.core.term_sums import join_sums
 
 K = 4
+_REAL = torch.zeros(1)
 
 
 class Crossings(TorchDispatchMode):
@@ -48,7 +49,8 @@ def fake() -> Iterator[None]:
     label_spaces._nearest_positions.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
         try:
-            torch.empty(1, device="cuda") * torch.empty(1, device="cuda")
+            for tensor in (torch.zeros(1), _REAL, torch.randn(1, device="cuda")):
+                tensor.to("cuda")
         except RuntimeError as error:  # torch 2.5
             pytest.skip(f"this torch can't fake CUDA tensors without a driver: {type(error).__name__}")
         yield
