@@ -13,25 +13,27 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 8.0, 8.0, 18.0
 
 @dataclass(frozen=True)
 class Series:
-    """One line; ``style`` is a class of the style sheet (``a``, ``b``, ``mean``, ``c0`` ...)."""
+    """One line; ``style`` is a class of the style sheet (``a``, ``b``, ``c0`` ...), ``xs`` its own x values."""
 
     label: str
     values: Sequence[float | None]
     style: str
+    xs: Sequence[float] | None = None
 
 
 def line_chart(title: str, xs: Sequence[float], series: Sequence[Series], width: int = 320, height: int = 150,
-               floor: float | None = None, ceiling: float | None = None) -> str:
-    """An SVG with axes, one tick at each end and in the middle, and a text for screen readers.
+               floor: float | None = None, ceiling: float | None = None, points: bool = False) -> str:
+    """An SVG with axes and a text for screen readers.
 
     Args:
         title: What the chart shows, for screen readers and as a tooltip.
-        xs: Epochs.
-        series: Lines over the same epochs; None breaks a line.
+        xs: Epochs; of lines with x values of their own, the range that is shown.
+        series: Lines; None breaks a line.
         width: Units of the view box.
         height: Units of the view box.
         floor: Lower end of the axis, where it must not follow the data.
         ceiling: Upper end of the axis, likewise.
+        points: Mark every value.
     """
     known = [value for line in series for value in line.values if value is not None]
     if not known or not xs:
@@ -54,19 +56,19 @@ def line_chart(title: str, xs: Sequence[float], series: Sequence[Series], width:
         y = y_of(value)
         parts.append(f'<line class="grid" x1="{_LEFT:g}" x2="{width - _RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
                      f'<text class="tick" x="{_LEFT - 4:g}" y="{y + 3.2:.1f}" text-anchor="end">{tick(value)}</text>')
-    for value, anchor in ((first, "start"), (last, "end")):
+    for value, anchor in x_ticks(first, last, round((width - _LEFT) / 110)):
         parts.append(f'<text class="tick" x="{x_of(value):.1f}" y="{height - 4}" text-anchor="{anchor}">'
-                     f"{value:g}</text>")
+                     f"{_amount(value)}</text>")
     for line in series:
-        for points in _pieces(xs, line.values):
-            shown = [(x_of(x), y_of(y)) for x, y in points]
-            if len(shown) == 1:
-                parts.append(f'<circle class="line {line.style}" cx="{shown[0][0]:.1f}" cy="{shown[0][1]:.1f}" r="2">'
-                             f"<title>{escape(line.label)}</title></circle>")
-            else:
+        tooltip = f"<title>{escape(line.label)}</title>"
+        for piece in _pieces(line.xs or xs, line.values):
+            shown = [(x_of(x), y_of(y)) for x, y in piece]
+            if len(shown) > 1:
                 path = " ".join(f"{x:.1f},{y:.1f}" for x, y in shown)
-                parts.append(f'<polyline class="line {line.style}" points="{path}">'
-                             f"<title>{escape(line.label)}</title></polyline>")
+                parts.append(f'<polyline class="line {line.style}" points="{path}">{tooltip}</polyline>')
+            if len(shown) == 1 or points:
+                parts += [f'<circle class="line {line.style}" cx="{x:.1f}" cy="{y:.1f}" r="{2.4 if points else 2}">'
+                          f"{tooltip}</circle>" for x, y in shown]
     return "".join(parts) + "</svg>"
 
 
@@ -81,6 +83,23 @@ def nice_range(low: float, high: float) -> tuple[float, float]:
         if (rounded[1] - rounded[0]) / unit <= 12:
             return rounded
     return low, high
+
+
+def x_ticks(first: float, last: float, pieces: int) -> list[tuple[float, str]]:
+    """Both ends, and round numbers between them that keep away from the ends; each with its text anchor."""
+    ticks = [(first, "start"), (last, "end")]
+    if pieces < 2 or last <= first:
+        return ticks
+    power = 10.0 ** math.floor(math.log10((last - first) / pieces))
+    step = next(power * factor for factor in (1, 2, 5, 10) if (last - first) / (power * factor) <= pieces)
+    inner = [step * number for number in range(math.ceil(first / step), math.floor(last / step) + 1)]
+    apart = 0.45 * step
+    return [ticks[0], *((value, "middle") for value in inner if first + apart < value < last - apart), ticks[1]]
+
+
+def _amount(value: float) -> str:
+    """A value of the x axis: whole from 100 on, three digits below."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def tick(value: float) -> str:

@@ -21,7 +21,7 @@ from nnunet_dhc.reporting.protocols import Protocol, protocol_named
 from nnunet_dhc.reporting.score_tables import RowScores, describe_structures
 from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM
 from nnunet_dhc.reporting.training_curves import training_curves
-from nnunet_dhc.reporting.verdict import attribution, role, verdict
+from nnunet_dhc.reporting.verdict import attribution, caution, role, verdict
 
 DISCLAIMER = "For research, not for clinical use."
 FORMAT_VERSION = 1
@@ -57,6 +57,7 @@ def build_comparison(collection: Collection, options: Options) -> dict[str, Any]
     differences = differences_from(by_name[baseline], others, protocol, groups) if others else []
     primary = protocol.metrics[0]
     judged = verdict(rows, differences, primary, len(cases))
+    judged["caution"] = caution(rows, judged, primary)
 
     def contrast(name: str, against: str) -> dict[str, Any]:
         found = differences_from(by_name[against], [by_name[name]], protocol, groups)[0]
@@ -106,7 +107,10 @@ def training_of(collection: Collection) -> list[dict[str, Any]]:
 
 def run_facts(row: Row) -> list[dict[str, Any]]:
     """What stands in the table of runs, one entry a run."""
-    return [{"fold": run.fold, "repeat": run.repeat, **(run.record.facts() if run.record else {})} for run in row.runs]
+    facts = [{"fold": run.fold, "repeat": run.repeat, **(run.record.facts() if run.record else {})} for run in row.runs]
+    if role(row.trainer, None) == "stock":
+        facts = [{**of_run, "unlabeled_cases": 0} for of_run in facts]  # nnU-Net reads none
+    return facts
 
 
 def row_facts(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

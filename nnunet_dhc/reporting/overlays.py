@@ -180,11 +180,16 @@ def _zoom(points: NDArray[np.int64], shape: tuple[int, int], spacing: tuple[floa
 
 def _colors(involved: NDArray[np.int64], weights: NDArray[np.float64], visible: Labels,
             reference: Labels) -> dict[int, str]:
-    """The labels that the slice is about get the colors; the others stay gray."""
+    """The labels that the slice is about get colors, the same ones on every slice where possible; others stay gray."""
     totals = {int(label): float(weights[involved == label].sum()) + 1e-9 * float((reference == label).sum())
               for label in visible if label > 0}
-    order = sorted(totals, key=lambda label: -totals[label])[: len(PALETTE)]
-    return {label: PALETTE[number] for number, label in enumerate(order)}
+    free = list(PALETTE)
+    colors = {}
+    for label in sorted(totals, key=lambda label: -totals[label])[: len(PALETTE)]:
+        own = PALETTE[(label - 1) % len(PALETTE)]
+        colors[label] = own if own in free else free[0]
+        free.remove(colors[label])
+    return colors
 
 
 def _name(label: int, labels: LabelSpace) -> str:

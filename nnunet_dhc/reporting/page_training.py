@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 from nnunet_dhc.reporting.charts import Series, line_chart
-from nnunet_dhc.reporting.page_scores import short_name
+from nnunet_dhc.reporting.page_scores import bar_kind, short_name
 from nnunet_dhc.reporting.table_cells import duration, memory, parameters
 
 _MOST_LINES = 8
-_COURSE_POINTS = 161
+_MOST_MARKED_POINTS = 30
+_ALARM_OF_A_CLASS = re.compile(r"Class '([^']+)' (.+)", re.DOTALL)
+_TERM_OF_A_NETWORK = re.compile(r"_[ab]$")
 
 
 def training_runs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -29,15 +33,9 @@ def agreement_chart(comparison: dict[str, Any]) -> dict[str, Any] | None:
     shown = names[:_MOST_LINES]
     if not shown:
         return None
-    epochs = max((curves["epochs"] for curves in runs), key=lambda known: int(known[-1]))
-    series = []
-    for index, name in enumerate(shown):
-        lines = [_reached(curves["epochs"], curves["agreement"], epochs) for curves in runs if curves["row"] == name]
-        series.append(Series(short_name(name), [_known_mean(values) for values in zip(*lines, strict=True)],
-                             f"c{index}"))
-    return {"svg": line_chart("Agreement of A and B", epochs, series, width=640, height=220, ceiling=1.0),
-            "legend": [{"label": line.label, "style": line.style} for line in series],
-            "left_out": len(names) - len(shown)}
+    series = _row_lines(comparison, shown, runs, "epochs", "agreement")
+    return {"svg": _rows_chart("Agreement of A and B", series, ceiling=1.0),
+            "legend": _legend(series), "left_out": len(names) - len(shown)}
 
 
 def dice_courses(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -49,18 +47,45 @@ def dice_courses(comparison: dict[str, Any]) -> list[dict[str, Any]]:
         names = list(dict.fromkeys(curves["row"] for curves in runs))[:_MOST_LINES]
         if len(names) < 2:
             continue
-        last = max(curves[amount][-1] for curves in runs)
-        grid = [last * index / (_COURSE_POINTS - 1) for index in range(_COURSE_POINTS)]
-        series = []
-        for index, name in enumerate(names):
-            lines = [_reached(curves[amount], curves["dice_mean_foreground"], grid)
-                     for curves in runs if curves["row"] == name]
-            series.append(Series(short_name(name), [_known_mean(values) for values in zip(*lines, strict=True)],
-                                 f"c{index}"))
-        charts.append({"title": title, "legend": [{"label": line.label, "style": line.style} for line in series],
-                       "svg": line_chart(f"Mean Dice {title}", [float(f"{x:.3g}") for x in grid], series, width=640,
-                                         height=220, floor=0.0)})
+        scale = 1.0
+        if amount == "hours_done" and max(curves[amount][-1] for curves in runs) < 2:
+            title, scale = "against training time in minutes", 60.0
+        series = _row_lines(comparison, names, runs, amount, "dice_mean_foreground", scale, 100.0)
+        charts.append({"title": title, "legend": _legend(series),
+                       "svg": _rows_chart(f"Mean Dice in percent {title}", series, start=0.0, floor=0.0)})
     return charts
+
+
+def _row_lines(comparison: dict[str, Any], names: Sequence[str], runs: Sequence[dict[str, Any]], x: str, y: str,
+               x_scale: float = 1.0, y_scale: float = 1.0) -> list[Series]:
+    """A line a row, with a point an epoch: the mean of the row's runs. Colored as elsewhere on the page."""
+    series, others = [], count(1)
+    for name in names:
+        own = [curves for curves in runs if curves["row"] == name]
+        epochs = sorted({epoch for curves in own for epoch in curves["epochs"]})
+
+        def means(key: str, scale: float, own: Sequence[dict[str, Any]] = own,
+                  epochs: Sequence[int] = epochs) -> list[float | None]:
+            lines = [_at(curves["epochs"], curves[key], epochs) for curves in own]
+            known = [_known_mean(values) for values in zip(*lines, strict=True)]
+            return [None if value is None else scale * value for value in known]
+
+        kind = bar_kind(name, comparison)
+        points = [(at, value) for at, value in zip(means(x, x_scale), means(y, y_scale), strict=True) if at is not None]
+        series.append(Series(short_name(name), [value for _, value in points],
+                             kind if kind != "other" else f"c{next(others) % _MOST_LINES}", [at for at, _ in points]))
+    return series
+
+
+def _rows_chart(title: str, series: Sequence[Series], start: float | None = None, **limits: float) -> str:
+    known = [at for line in series for at in line.xs or ()]
+    marked = max(len(line.values) for line in series) <= _MOST_MARKED_POINTS
+    return line_chart(title, [min(known) if start is None else start, max(known)], series, width=520, height=230,
+                      points=marked, **limits)
+
+
+def _legend(series: Sequence[Series]) -> list[dict[str, str]]:
+    return [{"label": line.label, "style": line.style} for line in series]
 
 
 def costs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -78,7 +103,8 @@ def costs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
         for row in rows:
             value = row["facts"].get(key)
             ratio = f"× {value / reference:.2f}" if value and reference and row is not baseline else ""  # noqa: RUF001
-            bars.append({"name": short_name(row["name"]), "value": text(value), "ratio": ratio,
+            bars.append({"name": short_name(row["name"]), "kind": bar_kind(row["name"], comparison),
+                         "value": text(value), "ratio": ratio,
                          "width": round(100 * value / max(known), 1) if value else None})
         result.append({"label": label, "bars": bars})
     return result
@@ -93,15 +119,15 @@ def _run(curves: dict[str, Any], structures: Sequence[str]) -> dict[str, Any]:
         svg = line_chart(title, epochs, series, **limits)  # type: ignore[arg-type]
         if svg:
             charts.append({"title": title, "svg": svg,
-                           "legend": [{"label": line.label, "style": line.style} for line in series]})
+                           "legend": _legend(series)})
 
-    dice = [Series(label, curves.get(f"dice_{key}_foreground", []), style)
+    dice = [Series(label, _percent(curves.get(f"dice_{key}_foreground", [])), style)
             for key, label, style in (("a", "A", "a"), ("b", "B", "b"), ("mean", "mean of both", "mean"))]
     if not curves.get("dice_a_foreground"):
-        dice = [Series("Dice", curves.get("dice_mean_foreground", []), "a")]
-    add("Dice on training-time validation patches", dice, floor=0.0, ceiling=1.0)
+        dice = [Series("Dice", _percent(curves.get("dice_mean_foreground", [])), "a")]
+    add("Dice on training-time validation patches, %", dice, floor=0.0, ceiling=100.0)
     add("Agreement of A and B", [Series("agreement", curves.get("agreement", []), "mean")], ceiling=1.0)
-    add("Losses", [Series(term.replace("_", " "), values, f"c{index}")
+    add("Losses", [Series(_TERM_OF_A_NETWORK.sub(_with_capital, term).replace("_", " "), values, f"c{index}")
                    for index, (term, values) in enumerate(sorted(curves.get("losses", {}).items()))])
     add("Weight of the unsupervised loss (lambda)", [Series("lambda", curves.get("lambda", []), "mean")], floor=0.0)
     add("Share of the unsupervised gradient",
@@ -113,7 +139,7 @@ def _run(curves: dict[str, Any], structures: Sequence[str]) -> dict[str, Any]:
             "shares": _per_class(curves, "pseudo_label_share", structures),
             "counters": [{"label": key.replace("_", " "), "value": value}
                          for key, value in curves["counters"].items()],
-            "alarms": curves["alarms"],
+            "alarms": _alarms(curves["alarms"]),
             "seconds": [{"label": part, "value": f"{value:.1f} s"}
                         for part, value in curves["seconds_per_epoch"].items()]}
 
@@ -138,14 +164,42 @@ def _per_class(curves: dict[str, Any], key: str, structures: Sequence[str]) -> l
     return charts
 
 
-def _reached(own: Sequence[float], values: Sequence[float | None], grid: Sequence[float]) -> list[float | None]:
-    """The last value that a run had at each point of a grid; None before its first and after its end."""
+def _alarms(alarms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Alarms that say the same of several classes in one epoch are one."""
+    merged: dict[tuple[Any, str], dict[str, Any]] = {}
+    for alarm in alarms:
+        found = _ALARM_OF_A_CLASS.fullmatch(alarm["text"])
+        what = found[2] if found else alarm["text"]
+        entry = merged.setdefault((alarm["epoch"], what), {"epoch": alarm["epoch"], "classes": [],
+                                                           "text": what[:1].upper() + what[1:] if found else what})
+        if found:
+            entry["classes"].append(found[1].replace("_", " "))
+    return list(merged.values())
+
+
+def _percent(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else 100 * value for value in values]
+
+
+def _with_capital(found: re.Match[str]) -> str:
+    return found[0].upper()
+
+
+def _at(own: Sequence[int], values: Sequence[float | None], epochs: Sequence[int]) -> list[float | None]:
+    """Values at other epochs, on straight lines between neighbors; None outside and beside a gap."""
     result: list[float | None] = []
-    position = -1
-    for point in grid:
-        while position + 1 < len(own) and own[position + 1] <= point:
-            position += 1
-        result.append(values[position] if position >= 0 and point <= own[-1] else None)
+    right = 0
+    for epoch in epochs:
+        while right < len(own) - 1 and own[right] < epoch:
+            right += 1
+        left = right if own[right] <= epoch else right - 1
+        before, after = (values[left], values[right]) if left >= 0 and epoch <= own[-1] else (None, None)
+        if before is None or after is None:
+            result.append(None)
+        elif left == right:
+            result.append(before)
+        else:
+            result.append(before + (after - before) * (epoch - own[left]) / (own[right] - own[left]))
     return result
 
 

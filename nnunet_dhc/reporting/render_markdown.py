@@ -24,6 +24,8 @@ def render_markdown(comparison: dict[str, Any]) -> str:
     rows = comparison["rows"]
     names = [row["name"] for row in rows]
     parts = [f"# Comparison on {comparison['dataset']['name']}", "", f"**{comparison['verdict']['sentence']}**", ""]
+    if comparison["verdict"].get("caution"):
+        parts += [comparison["verdict"]["caution"], ""]
     if comparison["attribution"]["sentence"]:
         parts += [comparison["attribution"]["sentence"], ""]
     parts += [f"- Missing control: {text}." for text in comparison["attribution"]["missing"]]

@@ -17,6 +17,8 @@ def render_text(comparison: dict[str, Any], color: bool = False) -> str:
     rows = comparison["rows"]
     lines = [f"{comparison['dataset']['name']}: {len(comparison['cases'])} cases, "
              f"protocol {comparison['protocol']['name']}", "", comparison["verdict"]["sentence"]]
+    if comparison["verdict"].get("caution"):
+        lines.append(comparison["verdict"]["caution"])
     if comparison["attribution"]["sentence"]:
         lines.append(comparison["attribution"]["sentence"])
     lines += [f"Missing control: {text}." for text in comparison["attribution"]["missing"]]

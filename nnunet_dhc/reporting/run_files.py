@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_dhc.reporting.checkpoint_sizes import parameter_count
+
 _EPOCH = re.compile(r"Epoch (\d+)\s*$")
 _EPOCH_SECONDS = re.compile(r"Epoch time: ([0-9.]+) s")
 _CASE_COUNTS = re.compile(r"has (\d+) training and (\d+) validation cases")
@@ -28,6 +30,7 @@ class RunRecord:
     seconds: float | None = None
     counted_cases: tuple[int, int] | None = None
     finished: bool = False
+    parameters: int | None = None
 
     @property
     def labeled(self) -> list[str] | None:
@@ -49,8 +52,8 @@ class RunRecord:
             "iterations_per_epoch": iterations,
             "steps": None if epochs is None or iterations is None else epochs * iterations,
             "seconds": manifest.get("seconds_total") or self.seconds,
-            "device": manifest.get("device") or debug.get("gpu_name") or debug.get("device"),
-            "parameters": manifest.get("parameters"),
+            "device": _device(manifest.get("device") or debug.get("gpu_name") or debug.get("device")),
+            "parameters": manifest.get("parameters") or self.parameters,
             "peak_memory_bytes": manifest.get("peak_memory_bytes"),
             "batch_size": _number(manifest.get("batch_size")) or _number(debug.get("batch_size")),
             "patch_size": manifest.get("patch_size"),
@@ -72,6 +75,10 @@ def read_run(folder: Path) -> RunRecord:
     record = RunRecord(folder, manifest=_json(folder / "dhc_run.json"), debug=_json(folder / "debug.json"),
                        epochs=_json_lines(folder / "dhc_log.jsonl"),
                        finished=(folder / "checkpoint_final.pth").is_file())
+    if not record.manifest.get("parameters"):
+        found = next((path for name in ("final", "latest", "best")
+                      if (path := folder / f"checkpoint_{name}.pth").is_file()), None)
+        record.parameters = parameter_count(found) if found else None
     stock = _read_training_logs(folder, record)
     if record.epochs:
         record.epochs_done = int(record.epochs[-1].get("epoch", len(record.epochs) - 1)) + 1
@@ -152,6 +159,10 @@ def _epoch_seconds(line: dict[str, Any]) -> float | None:
     seconds = line.get("seconds")
     value = seconds.get("epoch") if isinstance(seconds, dict) else seconds
     return float(value) if isinstance(value, int | float) else None
+
+
+def _device(name: Any) -> str | None:
+    return re.sub(r"\b1 threads$", "1 thread", str(name)) if name else None
 
 
 def _number(value: Any) -> int | None:

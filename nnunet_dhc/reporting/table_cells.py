@@ -60,7 +60,7 @@ def number(value: float | None, metric: dict[str, Any], signed: bool = False) ->
     """A value in the metric's printed scale."""
     if value is None:
         return DASH
-    text = format(value * metric["scale"], f"{'+' if signed else ''}.{metric['digits']}f")
+    text = format(value * metric["scale"], f"{'+' if signed and value else ''}.{metric['digits']}f")
     return text.replace("-", "\N{MINUS SIGN}")
 
 

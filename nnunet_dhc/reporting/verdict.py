@@ -47,12 +47,13 @@ def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]
     found = _overall(best, metric)
     name, against = best["row"], best["against"]
     means = {row["name"]: row["scores"][metric.key]["overall"]["mean"] for row in rows}
-    measured = (f"mean {metric.label} {_score(means[name], metric)} against {_score(means[against], metric)}, "
-                f"{_points(found['mean'], metric)}{_interval_text(found, metric)}")
+    change = f"{_points(found['mean'], metric)}{_interval_text(found, metric)}"
+    measured = f"mean {metric.label} {_score(means[name], metric)} against {_score(means[against], metric)}, {change}"
     among = f" (best of {len(differences)} compared with {against})" if len(differences) > 1 else ""
     if found["claim"] == "too few cases":
         sentence = (f"No claim: {_cases(found['n'])} {'is' if found['n'] == 1 else 'are'} too few "
-                    f"({MIN_CASES_FOR_CLAIM} are needed). {name}{among} measured {measured}.")
+                    f"({MIN_CASES_FOR_CLAIM} are needed). Mean {metric.label} of {name}{among} "
+                    f"{_score(means[name], metric)}, of {against} {_score(means[against], metric)}: {change}.")
     elif found["claim"] in ("better", "worse"):
         sentence = (f"{name}{among} is {found['claim']} than {against} on these {_cases(found['n'])}: {measured}, "
                     f"{_p(found['p_holm'])}{_corrected(found)}.")
@@ -62,6 +63,20 @@ def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]
         sentence = (f"No difference between {name}{among} and {against} can be claimed from these "
                     f"{_cases(found['n'])}: {measured}; {why}.")
     return {"sentence": sentence, "claim": found["claim"], "row": name, "against": against}
+
+
+def caution(rows: Sequence[dict[str, Any]], judged: dict[str, Any], metric: Metric) -> str:
+    """What a reader of the verdict must know: a row that finds less than half of the structures is no yardstick."""
+    sides = [row for row in rows if row["name"] in (judged["row"], judged["against"])]
+    texts = []
+    for row in sides if judged["against"] else []:
+        missed, total = sum(row["missed"].values()), row["scores"][metric.key]["scored"]
+        if total and missed > 0.5 * total:
+            texts.append(f"{row['name']} leaves {missed:g} of {total} structures empty")
+    if not texts:
+        return ""
+    return (f"Read with care: {', and '.join(texts)}, as after too short or failed training; "
+            "a comparison with such a row says little.")
 
 
 def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, subject: str | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from nnunet_dhc.reporting.output import write_comparison
 from nnunet_dhc.reporting.protocols import PROTOCOLS, STANDARD
 from nnunet_dhc.reporting.render_markdown import render_markdown
 from nnunet_dhc.reporting.render_text import render_text
+from nnunet_dhc.reporting.verdict import caution
 
 
 def _row(comparison, name):
@@ -75,6 +76,15 @@ def test_four_cases_are_too_few_for_a_claim(tree):
     assert all(winner is None for scopes in found["winners"].values() for winner in scopes.values())
 
 
+def test_a_row_that_finds_next_to_nothing_is_no_yardstick():
+    metric = STANDARD.metrics[0]
+    rows = [{"name": "stock", "missed": {"1": 5, "2": 4}, "scores": {"dice": {"scored": 10}}},
+            {"name": "pair", "missed": {"1": 5, "2": 0}, "scores": {"dice": {"scored": 10}}}]
+    judged = {"row": "pair", "against": "stock"}
+    assert caution(rows, judged, metric).startswith("Read with care: stock leaves 9 of 10 structures empty, ")
+    assert caution(rows[1:], {"row": "pair", "against": None}, metric) == ""
+
+
 def test_equal_rows_have_no_winner(tree):
     tree.add_stock(shift=2).add_stock("nnUNetTrainer_8epochs", shift=2, epochs=8)
     found = _build(tree, "nnUNetTrainer", "nnUNetTrainer_8epochs")
@@ -116,9 +126,8 @@ def test_unknown_protocol_baseline_and_double_rows(tree):
         build_comparison(collection, Options(protocol="other"))
     with pytest.raises(UserError, match="--baseline"):
         build_comparison(collection, Options(baseline="nnUNetTrainerX", images=False))
-    twice = collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainer"]))
     with pytest.raises(UserError, match="twice"):
-        build_comparison(twice, Options(images=False))
+        collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainer"]))
 
 
 def test_the_table_of_fixed_numbers(comparison):
@@ -128,7 +137,7 @@ def test_the_table_of_fixed_numbers(comparison):
     assert "large box 8 50.0 66.7 75.0 91.7" in lines  # moved by 3; 2; 2 and 1; 1 and 0 of 6 voxels
     assert "all 4 / 1 4 / 1 0 / 1 0 / 1" in lines
     assert "training time 10 s 40 s 40 s 40 s" in lines
-    assert "labeled / unlabeled cases 3 / – 3 / – 3 / 0 3 / 2" in lines  # noqa: RUF001
+    assert "labeled / unlabeled cases 3 / 0 3 / 0 3 / 0 3 / 2" in lines
     for rule in STANDARD.rules:
         assert rule.meaning in text
     assert text.rstrip().endswith("For research, not for clinical use.")

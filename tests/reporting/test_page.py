@@ -8,13 +8,15 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
-from nnunet_dhc.reporting.charts import Series, line_chart, nice_range, tick
+from nnunet_dhc.reporting.charts import Series, line_chart, nice_range, tick, x_ticks
 from nnunet_dhc.reporting.collect import Selection, collect_trainings
 from nnunet_dhc.reporting.compare import Options
+from nnunet_dhc.reporting.overlays import _colors
 from nnunet_dhc.reporting.page_scores import short_name
-from nnunet_dhc.reporting.page_training import _reached, dice_courses
+from nnunet_dhc.reporting.page_training import _alarms, _at, dice_courses
 from nnunet_dhc.reporting.render_html import render_html
 from nnunet_dhc.reporting.report import build_report
 
@@ -157,19 +159,50 @@ def test_charts():
 
 def test_courses_of_all_rows_in_one_chart():
     runs = [
-        {"row": "stock", "steps_done": [100, 200, 400], "hours_done": [0.1, 0.2, 0.4],
+        {"row": "stock", "epochs": [0, 1, 3], "steps_done": [100, 200, 400], "hours_done": [0.1, 0.2, 0.4],
          "dice_mean_foreground": [0.1, 0.2, 0.4]},
-        {"row": "stock", "steps_done": [100, 200, 400], "hours_done": [0.1, 0.2, 0.4],
+        {"row": "stock", "epochs": [0, 1, 3], "steps_done": [100, 200, 400], "hours_done": [0.3, 0.4, 0.6],
          "dice_mean_foreground": [0.3, 0.4, 0.6]},
-        {"row": "pair", "steps_done": [200], "hours_done": [0.4], "dice_mean_foreground": [0.5]},
+        {"row": "pair", "epochs": [0], "steps_done": [200], "hours_done": [0.4], "dice_mean_foreground": [0.5]},
         {"row": "without a log"},
     ]
-    courses = dice_courses({"training": runs})
+    comparison = {"training": runs, "baseline": "stock", "verdict": {"row": "pair"}, "rows": [{}, {}]}
+    courses = dice_courses(comparison)
     assert [course["title"] for course in courses] == [
-        "against training steps", "against training time in hours"]
-    assert [entry["label"] for entry in courses[0]["legend"]] == ["stock", "pair"]
-    assert dice_courses({"training": runs[:2]}) == []  # one row has its curves further down
+        "against training steps", "against training time in minutes"]
+    assert [(entry["label"], entry["style"]) for entry in courses[0]["legend"]] == [
+        ("stock", "baseline"), ("pair", "subject")]
+    # Three points of the first row, the mean of two runs, up to the last epoch; one of the second.
+    assert [course["svg"].count("<circle") for course in courses] == [4, 4]
+    assert ">400</text>" in courses[0]["svg"] and ">30</text>" in courses[1]["svg"]
+    assert dice_courses({**comparison, "training": runs[:2]}) == []  # one row has its curves further down
 
 
-def test_values_reached():
-    assert _reached([100, 200], [0.1, 0.2], [0, 100, 150, 200, 250]) == [None, 0.1, 0.1, 0.2, None]
+def test_values_at_other_epochs():
+    assert _at([0, 2, 4], [0.1, 0.3, None], [0, 1, 2, 3, 4, 5]) == pytest.approx([0.1, 0.2, 0.3, None, None, None])
+    assert _at([1, 2], [0.1, 0.2], [0, 1, 2]) == [None, 0.1, 0.2]
+
+
+def test_ticks_of_the_x_axis():
+    assert [value for value, _ in x_ticks(0, 1250, 4)] == [0, 500, 1000, 1250]
+    assert [value for value, _ in x_ticks(0, 4, 4)] == [0, 1, 2, 3, 4]
+    assert [value for value, _ in x_ticks(0, 999, 1)] == [0, 999]
+    assert [value for value, _ in x_ticks(3, 3, 4)] == [3, 3]
+
+
+def test_an_alarm_of_several_classes_is_said_once():
+    text = "Class '{}' has not appeared."
+    alarms = [{"epoch": 3, "text": text.format("left_kidney")}, {"epoch": 3, "text": text.format("liver")},
+              {"epoch": 4, "text": text.format("liver")}, {"epoch": 4, "text": "A and B agree everywhere."}]
+    assert _alarms(alarms) == [
+        {"epoch": 3, "classes": ["left kidney", "liver"], "text": "Has not appeared."},
+        {"epoch": 4, "classes": ["liver"], "text": "Has not appeared."},
+        {"epoch": 4, "classes": [], "text": "A and B agree everywhere."}]
+
+
+def test_a_structure_keeps_its_color_from_slice_to_slice():
+    weights = np.ones(2)
+    first = _colors(np.array([1, 2]), weights, np.array([0, 1, 2, 9]), np.zeros((2, 2)))
+    second = _colors(np.array([2, 9]), weights, np.array([0, 2, 9]), np.zeros((2, 2)))
+    assert first[1] != first[2] == second[2]
+    assert second[9] not in (second[2], first[9])  # 9 would have the color of 2; on the first slice it takes a free one

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 from made_up import log_line, stock_log, write_json
 
+from nnunet_dhc.reporting.checkpoint_sizes import parameter_count
 from nnunet_dhc.reporting.run_files import case_count, case_list, read_run
 from nnunet_dhc.reporting.training_curves import training_curves
 
@@ -20,6 +23,26 @@ def test_a_stock_run(tmp_path):
     assert facts["parameters"] is None
     assert record.epochs[0]["dice_mean"] == [0.5, 0.25, None]
     assert record.epochs[0]["losses"] == {"train": -0.25, "validation": -0.5}
+
+
+def test_parameters_of_a_stock_checkpoint(tmp_path):
+    torch = pytest.importorskip("torch")
+    network = torch.nn.ModuleDict({"encoder": torch.nn.Conv2d(3, 4, 3)})  # 3 x 4 x 9 + 4 weights
+    network["decoder"] = torch.nn.ModuleDict({"encoder": network["encoder"], "head": torch.nn.Linear(4, 2)})  # + 10
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
+    content = {"network_weights": network.state_dict(), "optimizer_state": optimizer.state_dict(), "logging": {"a": []},
+               "trainer_name": "nnUNetTrainer", "init_args": {"folder": tmp_path}, "_best_ema": np.float32(0.5)}
+    path = tmp_path / "checkpoint_final.pth"
+    torch.save(content, path)
+    assert parameter_count(path) == 122
+    assert read_run(tmp_path).facts()["parameters"] == 122
+    path.write_bytes(path.read_bytes()[:300])
+    assert parameter_count(path) is None
+
+
+def test_one_thread(tmp_path):
+    write_json(tmp_path / "dhc_run.json", {"device": "cpu: 1 threads"})
+    assert read_run(tmp_path).facts()["device"] == "cpu: 1 thread"
 
 
 def test_an_epoch_repeated_after_a_resume_counts_once(tmp_path):
