@@ -12,10 +12,10 @@ from torch import nn
 from nnunet_dhc.nnunet.network.cotrained_pair import store_channels_last
 
 
-def make_network() -> nn.Module:
+def make_network(features: tuple[int, ...] = (4, 8, 8)) -> nn.Module:
     torch.manual_seed(0)
     return PlainConvUNet(
-        2, 3, (4, 8, 8), nn.Conv3d, 3, ((1, 1, 1), (2, 2, 2), (2, 2, 2)), 1, 3, 1, True, nn.InstanceNorm3d,
+        2, 3, features, nn.Conv3d, 3, ((1, 1, 1), (2, 2, 2), (2, 2, 2)), 1, 3, 1, True, nn.InstanceNorm3d,
         {"affine": True}, None, None, nn.LeakyReLU, {"inplace": True}, deep_supervision=True,
     )
 
@@ -29,7 +29,7 @@ def outputs_and_gradients(network: nn.Module) -> list[torch.Tensor]:
 def test_outputs_and_gradients_stay():
     network = make_network()
     reordered = copy.deepcopy(network)
-    store_channels_last(reordered)
+    assert store_channels_last(reordered)
     for before, after in zip(outputs_and_gradients(network), outputs_and_gradients(reordered), strict=True):
         torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
     convolutions = [module for module in reordered.modules() if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d))]
@@ -48,3 +48,9 @@ def test_saved_weights_are_those_of_any_order(tmp_path):
     for name, value in reordered.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
     assert other.encoder.stages[1][0].convs[0].conv.weight.is_contiguous()
+
+
+def test_wide_networks_stay():
+    wide = make_network((16, 32, 32))
+    assert not store_channels_last(wide)
+    assert all(module.weight.is_contiguous() for module in wide.modules() if isinstance(module, nn.Conv3d))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+_ONEDNN_BLOCK_CHANNELS = 16
 Output = Literal["mean", "both", "a", "b"]
 Logits = Tensor | list[Tensor]
 
@@ -74,15 +75,21 @@ def unwrapped(network: nn.Module) -> CoTrainedPair:
     return network
 
 
-def store_channels_last(network: nn.Module) -> None:
-    """Keep the weights of 3D convolutions with the channels last; oneDNN then keeps activations so, too.
+def store_channels_last(network: nn.Module) -> bool:
+    """Keep the weights of a narrow 3D network with the channels last; oneDNN then keeps activations so; whether it does.
 
-    Only the order in memory changes. On a CPU it saves reordering around each convolution, about a third of a training
-    step (docs/results/step_cost.md); 2D networks gain nothing from it.
+    Only the order in memory changes. oneDNN's own order on a CPU holds blocks of 16 channels. A first stage of 8 feature
+    maps fills half of one, and the channels last save a third of a training step; from 16 on they save nothing
+    (docs/results/step_cost.md).
     """
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv3d)]
+    widths = [module.out_channels for module in convolutions if max(module.kernel_size) > 1]
+    if not widths or min(widths) >= _ONEDNN_BLOCK_CHANNELS:
+        return False
     for module in network.modules():
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             module.to(memory_format=torch.channels_last_3d)
+    return True
 
 
 def initialize_convolutions(network: nn.Module, scheme: Literal["kaiming", "xavier"]) -> None:
