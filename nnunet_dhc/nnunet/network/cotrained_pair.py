@@ -76,11 +76,11 @@ def unwrapped(network: nn.Module) -> CoTrainedPair:
 
 
 def store_channels_last(network: nn.Module) -> bool:
-    """Keep the weights of a narrow 3D network with the channels last; oneDNN then keeps activations so; whether it does.
+    """Keep the weights of a narrow 3D network with the channels last, and oneDNN its activations; whether it is narrow.
 
-    Only the order in memory changes. oneDNN's own order on a CPU holds blocks of 16 channels. A first stage of 8 feature
-    maps fills half of one, and the channels last save a third of a training step; from 16 on they save nothing
-    (docs/results/step_cost.md).
+    Only the order in memory changes. oneDNN's own order on a CPU holds blocks of 16 channels. A first stage of 8
+    feature maps fills half of one, and the channels last save a third of a training step; from 16 on they save
+    nothing (docs/results/step_cost.md).
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv3d)]
     widths = [module.out_channels for module in convolutions if max(module.kernel_size) > 1]
