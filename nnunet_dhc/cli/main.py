@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
@@ -48,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"nnunet_dhc {args.verb}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(f"nnunet_dhc {args.verb}: interrupted; what was finished is kept.", file=sys.stderr)
         return 130

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collection import Collection
 from nnunet_dhc.reporting.oriented_volumes import Volume, read_oriented
-from nnunet_dhc.reporting.pictures import PALETTE, gray_picture, label_picture
+from nnunet_dhc.reporting.pictures import gray_picture, label_colors, label_picture
 from nnunet_dhc.reporting.score_tables import RowScores, case_means
 from nnunet_dhc.reporting.structures import LabelSpace
 
@@ -183,13 +183,7 @@ def _colors(involved: NDArray[np.int64], weights: NDArray[np.float64], visible: 
     """The labels that the slice is about get colors, the same ones on every slice where possible; others stay gray."""
     totals = {int(label): float(weights[involved == label].sum()) + 1e-9 * float((reference == label).sum())
               for label in visible if label > 0}
-    free = list(PALETTE)
-    colors = {}
-    for label in sorted(totals, key=lambda label: -totals[label])[: len(PALETTE)]:
-        own = PALETTE[(label - 1) % len(PALETTE)]
-        colors[label] = own if own in free else free[0]
-        free.remove(colors[label])
-    return colors
+    return label_colors(sorted(totals, key=lambda label: -totals[label]))
 
 
 def _name(label: int, labels: LabelSpace) -> str:

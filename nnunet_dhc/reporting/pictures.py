@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,17 @@ PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0
 _OTHER = "#9A9A9A"
 _FILL, _EDGE, _OTHER_FILL = 105, 255, 40
 _REFERENCE_EDGE = (255, 255, 255, 255)
+
+
+def label_colors(labels: Sequence[int]) -> dict[int, str]:
+    """Colors for the first labels, the same one for a label on every slice where no earlier label has it."""
+    free = list(PALETTE)
+    colors = {}
+    for label in labels[: len(PALETTE)]:
+        own = PALETTE[(label - 1) % len(PALETTE)]
+        colors[label] = own if own in free else free[0]
+        free.remove(colors[label])
+    return colors
 
 
 def gray_picture(plane: NDArray[Any], intensity: tuple[float, float], spacing: tuple[float, float],

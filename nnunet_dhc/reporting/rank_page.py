@@ -18,6 +18,8 @@ from nnunet_dhc.reporting.compare import DISCLAIMER, FORMAT_VERSION, anonymised
 from nnunet_dhc.reporting.output import json_ready
 from nnunet_dhc.reporting.rank_pictures import add_rank_pictures
 
+_LINES_AFTER_BUDGET = 10
+_HARDLY_TRAINED = 0.6
 _DASH = "\u2013"
 _NOTES = (
     "Disagreement of a structure: 1 - Dice of the hard predictions of A and B. Entropy: of the mean of both softmax "
@@ -50,7 +52,7 @@ def finish_ranking(ranking: dict[str, Any], folder: Path, images: bool = True, a
         add_rank_pictures(finished, folder)
     finished["ranking"] = [{key: value for key, value in line.items() if key not in ("planes", "picture_file")}
                            for line in finished["ranking"]]
-    finished["verdict"] = {"sentence": _sentence(finished)}
+    finished["verdict"] = {"sentence": _sentence(finished), "caution": _caution(finished)}
     if not anonymise:
         return finished
     finished["left_out"] = [{"case": f"scan {number}", "reason": "left out"}
@@ -82,8 +84,12 @@ def render_rank_text(ranking: dict[str, Any]) -> str:
     more = len(ranking["ranking"]) - len(lines)
     after = [f"... and {more} more in rank.csv"] if more else []
     left_out = [f"Left out: {item['case']} {item['reason']}" for item in ranking["left_out"][:5]]
-    return "\n".join([ranking["verdict"]["sentence"], "", *aligned, *after, *left_out, "", ranking["notes"][-1],
+    return "\n".join([*_head(ranking), "", *aligned, *after, *left_out, "", ranking["notes"][-1],
                       ranking["disclaimer"]]) + "\n"
+
+
+def _head(ranking: dict[str, Any]) -> list[str]:
+    return [text for text in (ranking["verdict"]["sentence"], ranking["verdict"]["caution"]) if text]
 
 
 def render_rank_csv(ranking: dict[str, Any]) -> str:
@@ -105,7 +111,9 @@ def render_rank_markdown(ranking: dict[str, Any]) -> str:
     """Verdict, order, structures and notes."""
     heading, lines = _table(ranking, ranking["ranking"])
     parts = [f"# Which scan to label next: {ranking['dataset']['name']}", "", f"**{ranking['verdict']['sentence']}**",
-             "", *_markdown_table(heading, lines), "", "## Structures", "",
+             *(["", ranking["verdict"]["caution"]] if ranking["verdict"]["caution"] else []), "",
+             *_markdown_table(heading, lines), "", "Columns of structures: by how much A and B differ there.", "",
+             "## Structures", "",
              *_markdown_table(["structure", "found in", "disagreement, %", "entropy, %"], _structure_lines(ranking))]
     if ranking["left_out"]:
         parts += ["", "## Left out", "", *(f"- {item['case']}: {item['reason']}" for item in ranking["left_out"])]
@@ -128,11 +136,29 @@ def render_rank_html(ranking: dict[str, Any]) -> str:
     rows = [{"cells": cells, "chosen": line["chosen"], "width": round(100 * line["score"] / highest, 1),
              "why": _why(line, ranking)} for line, cells in zip(ranking["ranking"], lines, strict=True)]
     return environment.get_template("rank.html.j2").render(
-        c=ranking, rows=rows, heading=heading, structure_lines=_structure_lines(ranking), tiles=_tiles(ranking),
+        c=ranking, rows=rows, shown=_shown(ranking), heading=heading, structure_lines=_structure_lines(ranking),
+        tiles=_tiles(ranking),
         scatter=Markup(_scatter(ranking)),
         style=Markup((templates / "style.css").read_text(encoding="utf-8")),
         script=Markup((templates / "script.js").read_text(encoding="utf-8")),
     )
+
+
+def _caution(ranking: dict[str, Any]) -> str:
+    """What a reader must know of an order that a hardly trained pair made."""
+    known = [line["disagreement"] for line in ranking["ranking"] if line["disagreement"] is not None]
+    mean = sum(known) / len(known) if known else 0.0
+    if mean < _HARDLY_TRAINED:
+        return ""
+    return (f"Read with care: A and B differ by {_percent(mean)} % on average, as hardly trained networks do; "
+            "such an order says little. Train longer first.")
+
+
+def _shown(ranking: dict[str, Any]) -> int:
+    """Lines that the page shows at once: those to label and some after them; no few lines are folded away."""
+    total = len(ranking["ranking"])
+    wanted = min(ranking["settings"]["budget"], total) + _LINES_AFTER_BUDGET
+    return total if total <= wanted + _LINES_AFTER_BUDGET else wanted
 
 
 def _sentence(ranking: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_dhc.reporting.pictures import PALETTE, gray_picture, label_picture
+from nnunet_dhc.reporting.pictures import gray_picture, label_colors, label_picture
 
 MOST_CASES = 12
 _DIFFER_COLOR = "#D55E00"
@@ -62,5 +62,4 @@ def _colors(a: NDArray[Any], b: NDArray[Any], subject: int) -> dict[int, str]:
     """The structure in question first, then those with most disagreement; the others stay gray."""
     labels = [int(label) for label in np.union1d(a, b) if label > 0]
     differ = {label: int(((a == label) != (b == label)).sum()) for label in labels}
-    order = sorted(labels, key=lambda label: (label != subject, -differ[label], label))
-    return {label: PALETTE[number] for number, label in enumerate(order[: len(PALETTE)])}
+    return label_colors(sorted(labels, key=lambda label: (label != subject, -differ[label], label)))

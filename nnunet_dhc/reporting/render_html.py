@@ -23,7 +23,7 @@ def render_html(comparison: dict[str, Any]) -> str:
                               trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(count=table_cells.count, duration=table_cells.duration, dash=table_cells.or_dash,
                                short=page_scores.short_name, svg=Markup,
-                               breakable=_breakable, hash=_short_hash)
+                               breakable=_breakable, hash=_short_hash, units=_with_units)
     scored = bool(comparison.get("cases"))
     context: dict[str, Any] = {
         "c": comparison,
@@ -54,6 +54,11 @@ def _breakable(name: str) -> Any:
     from markupsafe import Markup
 
     return Markup("<wbr>").join(_WORD_STARTS.split(name))
+
+
+def _with_units(text: str) -> str:
+    """No line ends between a number and its unit."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%").replace(" points", "\N{NO-BREAK SPACE}points")
 
 
 def _short_hash(value: str | None) -> Any:

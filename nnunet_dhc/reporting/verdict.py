@@ -69,14 +69,14 @@ def caution(rows: Sequence[dict[str, Any]], judged: dict[str, Any], metric: Metr
     """What a reader of the verdict must know: a row that finds less than half of the structures is no yardstick."""
     sides = [row for row in rows if row["name"] in (judged["row"], judged["against"])]
     texts = []
-    for row in sides if judged["against"] else []:
+    for row in sides:
         missed, total = sum(row["missed"].values()), row["scores"][metric.key]["scored"]
         if total and missed > 0.5 * total:
             texts.append(f"{row['name']} leaves {missed:g} of {total} structures empty")
     if not texts:
         return ""
-    return (f"Read with care: {', and '.join(texts)}, as after too short or failed training; "
-            "a comparison with such a row says little.")
+    why = "; a comparison with such a row says little" if judged["against"] else ""
+    return f"Read with care: {', and '.join(texts)}, as after too short or failed training{why}."
 
 
 def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, subject: str | None) -> dict[str, Any]:

@@ -82,6 +82,17 @@ def test_anonymised_without_images(tmp_path):
         assert "case 1" in text
 
 
+def test_an_order_by_hardly_trained_networks_says_so_and_a_long_one_is_folded(tmp_path):
+    ranking = made_up(tmp_path, [f"patient_{number}" for number in range(30)])
+    assert "Read with care" not in render_rank_text(finish_ranking(ranking, tmp_path))
+    for line in ranking["ranking"]:
+        line["disagreement"] = 0.9
+    written = write_ranking(finish_ranking(ranking, tmp_path), tmp_path)
+    for path in written[2:]:
+        assert "Read with care: A and B differ by 90.0 % on average" in path.read_text()
+    assert "The other 19 scans" in written[-1].read_text()
+
+
 @pytest.mark.slow
 def test_from_training_to_page(tiny_dataset, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)

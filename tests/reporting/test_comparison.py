@@ -83,6 +83,8 @@ def test_a_row_that_finds_next_to_nothing_is_no_yardstick():
     judged = {"row": "pair", "against": "stock"}
     assert caution(rows, judged, metric).startswith("Read with care: stock leaves 9 of 10 structures empty, ")
     assert caution(rows[1:], {"row": "pair", "against": None}, metric) == ""
+    assert caution(rows[:1], {"row": "stock", "against": None}, metric) == (
+        "Read with care: stock leaves 9 of 10 structures empty, as after too short or failed training.")
 
 
 def test_equal_rows_have_no_winner(tree):
