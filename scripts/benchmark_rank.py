@@ -9,8 +9,9 @@ preprocessed voxels. Printed and written to ``<o>/benchmark.json`` and ``.md``: 
 score with the true error, per structure and over all, with a bootstrap interval over scans; and the mean true error
 of the scans that each score would have labeled first. Scans are remembered, so a stopped run goes on.
 
-``--retrain`` also trains: the pair's own fold with the first ``--budget`` scans labeled, against as many random ones
-(``--random-draws`` times), each in ``<o>/retrain/<arm>``, and compares the Dice of nnU-Net's final validation.
+``--retrain`` also trains from scratch: the pair's own fold with the first ``--budget`` scans labeled, against as many
+random ones (``--random-draws`` times) and against none, each in ``<o>/retrain/<arm>``, and compares the Dice on the
+fold's validation cases. ``--retrain-epochs`` makes these trainings shorter. A stopped run goes on.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ def main() -> int:
     """Predict, judge, write, and train if asked."""
     args = _arguments()
     try:
+        if args.arm:
+            _train_arm(args)
+            return 0
         model = find_model_folder(args.d, args.tr, args.p, args.c)
         fold = parse_fold(args.f)
         records, errors, structures = _measure(args, model, fold)
@@ -188,35 +192,90 @@ def _markdown(result: dict[str, Any]) -> str:
 
 
 def _retrain(args: argparse.Namespace, model: ModelFolder, fold: int, result: dict[str, Any]) -> None:
-    """Train with the first scans labeled and with random ones; print the validation Dice of each."""
+    """Train with the first scans labeled and with random ones; print the Dice of each on the validation cases."""
     rng = np.random.default_rng(args.seed)
     arms = {"nothing": [], "rank": result["order"][: args.budget]}
     for draw in range(args.random_draws):
         arms[f"random_{draw}"] = sorted(rng.permutation(sorted(result["order"]))[: args.budget].tolist())
     base = locate_dataset(model.dataset).preprocessed
-    dice = {}
+    errors: dict[str, dict] = {}
     for arm, cases in arms.items():
         root = args.o / "retrain" / arm
-        dataset = root / "preprocessed" / base.name
-        dataset.mkdir(parents=True, exist_ok=True)
-        for path in base.iterdir():
-            if path.name != "splits_final.json" and not (dataset / path.name).exists():
-                (dataset / path.name).symlink_to(path.resolve())
-        split = json.loads((base / "splits_final.json").read_text())
-        split[fold]["train"] = sorted([*split[fold]["train"], *cases])
-        split[fold]["unlabeled"] = [case for case in split[fold]["unlabeled"] if case not in cases]
-        replace_json(dataset / "splits_final.json", split)
-        environment = {**os.environ, "nnUNet_preprocessed": str(root / "preprocessed"),
-                       "nnUNet_results": str(root / "results")}
-        trained = root / "results" / base.name / model.path.name / f"fold_{fold}"
-        if not (trained / "validation" / "summary.json").is_file():
-            again = ["--c"] if (trained / "checkpoint_latest.pth").is_file() else []
-            subprocess.run(["nnUNetv2_train", str(args.d), args.c, str(fold), "-tr", args.tr, "-p", args.p, "-device",
-                            args.device, *again], env=environment, check=True)
-        summary = json.loads((trained / "validation" / "summary.json").read_text())
-        dice[arm] = summary["foreground_mean"]["Dice"]
-        replace_json(args.o / "retrain.json", {"dice": dice, "labeled": arms})
-        print(f"{arm}: {len(cases)} more labels, validation Dice {100 * dice[arm]:.2f}")
+        if not (root / "errors.json").is_file():
+            _prepare_arm(args, base, root / "preprocessed" / base.name, fold, cases)
+            environment = {**os.environ, "nnUNet_preprocessed": str((root / "preprocessed").resolve()),
+                           "nnUNet_results": str((root / "results").resolve())}
+            subprocess.run([sys.executable, *sys.argv, "--arm", str(root)], env=environment, check=True)
+        errors[arm] = json.loads((root / "errors.json").read_text())
+        print(f"{arm}: {len(cases)} more labels, Dice {100 * (1 - _mean_error(errors[arm]).mean()):.2f}")
+    text, summary = _compared_arms(errors)
+    replace_json(args.o / "retrain.json", {"labeled": arms, "epochs": args.retrain_epochs, **summary})
+    print(text)
+
+
+def _prepare_arm(args: argparse.Namespace, base: Path, dataset: Path, fold: int, cases: list[str]) -> None:
+    """The preprocessed dataset by links, with a split and plans of its own."""
+    dataset.mkdir(parents=True, exist_ok=True)
+    own = {"splits_final.json", f"{args.p}.json"}
+    for path in base.iterdir():
+        if path.name not in own and not (dataset / path.name).exists():
+            (dataset / path.name).symlink_to(path.resolve())
+    split = json.loads((base / "splits_final.json").read_text())
+    split[fold]["train"] = sorted([*split[fold]["train"], *cases])
+    split[fold]["unlabeled"] = [case for case in split[fold]["unlabeled"] if case not in cases]
+    replace_json(dataset / "splits_final.json", split)
+    plans = json.loads((base / f"{args.p}.json").read_text())
+    if args.retrain_epochs:
+        plans.setdefault("nnunet_dhc", {})["num_epochs"] = args.retrain_epochs
+    replace_json(dataset / f"{args.p}.json", plans)
+
+
+def _train_arm(args: argparse.Namespace) -> None:
+    """Train one arm and measure it as the scans were measured; nnU-Net's slower final validation is not run."""
+    from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    trainer = get_trainer_from_args(args.d, args.c, int(args.f), args.tr, args.p, False, device)
+    maybe_load_checkpoint(trainer, any(Path(trainer.output_folder).glob("checkpoint_*.pth")), False)
+    trainer.run_training()
+    model = find_model_folder(args.d, args.tr, args.p, args.c)
+    predictor = PairPredictor(model, [int(args.f)], "checkpoint_final.pth", device, not args.disable_tta)
+    base = locate_dataset(model.dataset).preprocessed
+    folder = str(base / predictor.configuration_manager.data_identifier)
+    dataset_class = infer_dataset_class(folder)
+    cases = sorted(read_fold_cases(base, dataset_class.get_identifiers(folder), int(args.f)).validation)
+    labeled = dataset_class(folder, cases)
+    errors = {}
+    for case in tqdm(cases, desc="Validated"):
+        image, reference = (np.asarray(part[:]) for part in labeled.load_case(case)[:2])
+        logits = predictor.logits(image)
+        prediction = predictor.label_map((logits[0].float() + logits[1].float()) / 2)
+        errors[case] = _errors(prediction, reference[0], structures_of(predictor, model),
+                               predictor.label_manager.ignore_label)
+    replace_json(args.arm / "errors.json", errors)
+
+
+def _mean_error(errors: dict[str, list[float | None]]) -> np.ndarray:
+    """Mean over structures of each case."""
+    return np.nanmean(np.array([[np.nan if value is None else value for value in errors[case]]
+                                for case in sorted(errors)]), axis=1)
+
+
+def _compared_arms(errors: dict[str, dict]) -> tuple[str, dict[str, Any]]:
+    """Dice of each arm, and ``rank`` minus the mean of the random arms with a bootstrap interval over cases."""
+    means = {arm: _mean_error(found) for arm, found in errors.items()}
+    random = np.stack([values for arm, values in means.items() if arm.startswith("random_")])
+    gain = random.mean(axis=0) - means["rank"]
+    rows = np.random.default_rng(_SEED).integers(0, len(gain), (_RESAMPLES, len(gain)))
+    low, high = np.quantile(gain[rows].mean(axis=1), [0.025, 0.975])
+    dice = {arm: float(1 - values.mean()) for arm, values in means.items()}
+    lines = ["| labeled in addition | Dice, % |", "|---|---|"]
+    lines += [f"| {arm} | {100 * value:.1f} |" for arm, value in dice.items()]
+    lines += ["", f"rank minus the mean of {len(random)} random draws: {100 * gain.mean():+.1f} points "
+                  f"(95 % interval over {len(gain)} cases {100 * low:+.1f} to {100 * high:+.1f}; random draws from "
+                  f"{100 * (1 - random.mean(axis=1)).min():.1f} to {100 * (1 - random.mean(axis=1)).max():.1f})"]
+    return "\n".join(lines) + "\n", {"dice": dice, "gain": float(gain.mean()), "low": float(low), "high": float(high)}
 
 
 def _arguments() -> argparse.Namespace:
@@ -236,6 +295,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--retrain", action="store_true", help="also train with the first scans labeled")
     parser.add_argument("--random-draws", type=int, default=3)
+    parser.add_argument("--retrain-epochs", type=int, help="default: as the plans say")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, while an arm trains")
+    parser.add_argument("--arm", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
