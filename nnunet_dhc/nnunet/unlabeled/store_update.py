@@ -176,6 +176,8 @@ class StoreUpdate:
         num_bytes = sum(size for case in read for _, size, _ in case.sources)
         processes = sensible_processes(len(tasks), num_bytes, self.num_processes)
         title = "Preprocessing unlabeled cases" if to_preprocess else "Comparing with labeled cases"
+        if to_preprocess and to_hash:
+            title = f"{len(to_preprocess)} unlabeled cases, and {len(to_hash)} labeled ones to compare with"
         unread, early = len(to_hash), []
         with (
             tqdm(total=len(tasks), desc=title, disable=not self.show_progress or not tasks) as bar,
