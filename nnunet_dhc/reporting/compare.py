@@ -205,7 +205,8 @@ def _statistics_notes(tables: Sequence[RowScores]) -> list[str]:
         "Intervals: 95 % bootstrap (BCa) with cases resampled; seeds and folds are averaged within a case before. "
         "Tests: two-sided Wilcoxon signed-rank on paired cases, corrected by Holm for the number of comparisons.",
         f"A difference is claimed only with {MIN_CASES_FOR_CLAIM} cases or more, an interval without 0 and a "
-        "corrected p below 0.05. Bold: claimed, and the interval against every other row excludes 0.",
+        "corrected p below 0.05. Bold: claimed, and the interval against every other row excludes 0; never a mean "
+        "that leaves out structures which another row finds.",
         "A pair of scores enters a difference where both rows have a value.",
     ]
     if all(len(table.row.repeats) == 1 for table in tables):

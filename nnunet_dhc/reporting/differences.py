@@ -63,7 +63,8 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
     """Per metric and scope, the row whose interval against every other row excludes 0 in its favor, if there is one.
 
     Only such a row is set in bold, and only if its difference from the baseline is claimed after correction. Below six
-    cases there is none.
+    cases there is none. A row that lacks values which another row has, as distances of structures that it missed, is
+    never one: its mean rests on the easier part.
     """
     claims = {entry["row"]: entry["metrics"] for entry in differences}
     result: dict[str, dict[str, str | None]] = {}
@@ -79,6 +80,9 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
             best = max(known, key=lambda index: sign * (means[index] or 0.0), default=None)
             result[metric.key][scope] = None
             if best is None or len(rows) < 2:
+                continue
+            values = [int((~np.isnan(matrix[:, columns])).sum()) for matrix in matrices]
+            if values[best] < max(values):
                 continue
             claims_of_best = claims.get(rows[best].row.name)
             if claims_of_best is not None and _in_scope(claims_of_best[metric.key], scope)["claim"] != "better":

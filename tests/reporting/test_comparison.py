@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from made_up import boxes, dataset_json, write_json, write_volume
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
+from nnunet_dhc.reporting.collection import Row
 from nnunet_dhc.reporting.compare import Options, anonymised, build_comparison
+from nnunet_dhc.reporting.differences import winners
 from nnunet_dhc.reporting.evaluate import score_pairs
 from nnunet_dhc.reporting.output import write_comparison
 from nnunet_dhc.reporting.protocols import PROTOCOLS, STANDARD
@@ -92,6 +96,24 @@ def test_equal_rows_have_no_winner(tree):
     found = _build(tree, "nnUNetTrainer", "nnUNetTrainer_8epochs")
     assert "No difference" in found["verdict"]["sentence"]
     assert all(winner is None for scopes in found["winners"].values() for winner in scopes.values())
+
+
+def test_a_row_whose_distances_leave_structures_out_is_never_bold():
+    class Rows:
+        keys = ("1",)
+
+        def __init__(self, name, values):
+            self.row, self._values = Row(name), np.array(values)[:, None]
+
+        def matrix(self, _):
+            return self._values
+
+    metric = next(metric for metric in STANDARD.metrics if not metric.higher_is_better)
+    complete = [5.0 + 0.1 * case for case in range(8)]
+    for missed, bold in (([], "near"), ([7], None)):
+        near = Rows("near", [np.nan if case in missed else value - 2 for case, value in enumerate(complete)])
+        found = winners([near, Rows("far", complete)], replace(STANDARD, metrics=(metric,)), ["all"], [])
+        assert found[metric.key]["overall"] == found[metric.key]["1"] == bold
 
 
 def test_seeds_are_averaged_within_a_case(tree, tmp_path):
