@@ -274,7 +274,9 @@ def _compared_arms(errors: dict[str, dict]) -> tuple[str, dict[str, Any]]:
     lines += [f"| {arm} | {100 * value:.1f} |" for arm, value in dice.items()]
     lines += ["", f"rank minus the mean of {len(random)} random draws: {100 * gain.mean():+.1f} points "
                   f"(95 % interval over {len(gain)} cases {100 * low:+.1f} to {100 * high:+.1f}; random draws from "
-                  f"{100 * (1 - random.mean(axis=1)).min():.1f} to {100 * (1 - random.mean(axis=1)).max():.1f})"]
+                  f"{100 * (1 - random.mean(axis=1)).min():.1f} to {100 * (1 - random.mean(axis=1)).max():.1f})",
+              "The interval holds the variation between cases, not between trainings: where rank lies among the random "
+              "draws, nothing is shown."]
     return "\n".join(lines) + "\n", {"dice": dice, "gain": float(gain.mean()), "low": float(low), "high": float(high)}
 
 
