@@ -55,8 +55,9 @@ def _amounts(record: RunRecord, lines: Sequence[dict[str, Any]], epochs: Sequenc
     if iterations:
         amounts["steps_done"] = [(epoch + 1) * iterations for epoch in epochs]
     seconds = {line.get("epoch", index): (line.get("seconds") or {}).get("epoch") for index, line in enumerate(lines)}
-    if all(isinstance(value, int | float) for value in seconds.values()):
-        hours = dict(zip(seconds, accumulate(value / 3600 for value in seconds.values()), strict=True))
+    known = [float(value) for value in seconds.values() if isinstance(value, int | float)]
+    if len(known) == len(seconds):
+        hours = dict(zip(seconds, accumulate(value / 3600 for value in known), strict=True))
         amounts["hours_done"] = [_float(hours[epoch]) for epoch in epochs]
     return amounts
 
