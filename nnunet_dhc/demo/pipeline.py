@@ -150,6 +150,8 @@ def _environment(output: Path, processes: int) -> dict[str, str]:
                              ("nnUNet_results", "results")):
         (output / folder).mkdir(exist_ok=True)
         environment[variable] = str(output / folder)
+    # nnU-Net's own number is 8, and each of its processes imports torch before a validation of two cases.
+    environment.setdefault("nnUNet_def_n_proc", str(processes))
     # One data worker for each loader: on two cores, more only compete with the training.
     environment.setdefault("nnUNet_n_proc_DA", str(max(1, processes // 2)))
     return environment

@@ -134,7 +134,7 @@ def test_whole_demo_and_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "PhantomPlan", lambda: PhantomPlan(2, 1, 1, 1))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    command = ["demo", "-o", str(tmp_path / "demo"), "--epochs", "2", "--iterations", "1", "--patch", "8", "16", "16",
+    command = ["demo", "-o", str(tmp_path / "demo"), "--epochs", "2", "--iterations", "1", "--patch", "24", "32", "32",
                "--features", "4", "8", "8", "-device", "cpu", "-np", "1"]
     assert main(command) == 0
     report = tmp_path / "demo" / "comparison" / "comparison.html"
