@@ -21,7 +21,8 @@ _TERM_OF_A_NETWORK = re.compile(r"_[ab]$")
 def training_runs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     """One block a run: its charts, counters and alarms."""
     names = [item["name"] for item in comparison.get("structures", [])]
-    subject = comparison["verdict"]["row"]
+    # Curves of a pair say more than those of stock, whichever is better.
+    subject = comparison["attribution"]["subject"] or comparison["verdict"]["row"]
     return [_run(curves, names) for curves in sorted(comparison["training"], key=lambda run: run["row"] != subject)]
 
 
