@@ -22,7 +22,7 @@ def compiled(tiny_dataset, monkeypatch):
     monkeypatch.setenv("nnUNet_compile", "t")
 
     def make(backend):
-        trainer = make_trainer(tiny_dataset, num_epochs=1)
+        trainer = make_trainer(tiny_dataset, num_epochs=1, unlabeled_schedule="always")
         trainer._do_i_compile = lambda: os.environ["nnUNet_compile"] == "t"
         monkeypatch.setattr(torch, "compile", lambda network, backend=backend: real_compile(network, backend=backend))
         return trainer
