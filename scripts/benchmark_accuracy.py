@@ -277,10 +277,11 @@ def execute(run: Run, epochs: int, deadline: float) -> bool:
             file.write(f"{seconds:.1f}\n")
     if not run.summary.is_file():
         return False
-    line = {**result(run, epochs), "command": run.command(epochs)}
-    replace_json(run.folder / "benchmark.json", line)
     if run.args.predict:
         _call(run, run.prediction(), deadline)
+        if time() >= deadline:
+            return False  # without a line of results, the next call goes on with the prediction
+    replace_json(run.folder / "benchmark.json", {**result(run, epochs), "command": run.command(epochs)})
     return True
 
 

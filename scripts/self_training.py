@@ -35,7 +35,7 @@ def main() -> int:
     args = parser.parse_args()
     work = args.work.absolute()
     labels = work / "pseudo_labels"
-    train(args, args.teacher_fold, dict(os.environ), "nnUNet_results", work / "teacher")
+    train(args, args.teacher_fold, dict(os.environ), work / "teacher")
     student_data = work / "preprocessed"
     if not (student_data / "complete").is_file():
         predict_unlabeled(args, work, labels)
@@ -45,11 +45,11 @@ def main() -> int:
     return 0
 
 
-def train(args, fold: int, environment: dict, results_variable: str = "", results: Path | None = None) -> None:
+def train(args, fold: int, environment: dict, results: Path | None = None) -> None:
     """Stock nnU-Net; the teacher gets a results folder of its own."""
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
-        environment = {**environment, results_variable: str(results)}
+        environment = {**environment, "nnUNet_results": str(results)}
     if results is not None and list(results.glob(f"*/*/fold_{fold}/validation/summary.json")):
         return
     command = [

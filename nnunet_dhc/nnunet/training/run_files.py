@@ -123,14 +123,15 @@ class RunFiles:
             validation["relative_logit_gap"],
         )
         starts, ends = (trainer.logger.get_value(f"epoch_{edge}_timestamps", step=-1) for edge in ("start", "end"))
+        weights_a, weights_b = trainer.objective.loss_weights
         line = {
             "epoch": epoch,
             "lambda": trainer.loss_weight,
             "learning_rate": trainer.optimizer.param_groups[0]["lr"],
             **training,
             **validation,
-            "class_weights_a": trainer.objective.loss_weights[0].tolist(),
-            "class_weights_b": trainer.objective.loss_weights[1].tolist(),
+            "class_weights_a": weights_a.tolist(),
+            "class_weights_b": weights_b.tolist(),
             "unlabeled_rate": trainer.unlabeled_rate,
             "seconds": {"epoch": ends - starts, "loading": trainer.dataloader_train.waited_s, **seconds},
             "peak_memory_bytes": peak_memory_bytes(trainer.device),
