@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_dhc.core.class_counts import count_voxels
+from nnunet_dhc.core.class_counts import count_agreement, count_voxels
 from nnunet_dhc.core.loss_sums import LossSums, Reading, sigmoid_sums, softmax_sums, softmax_sums_of
 from nnunet_dhc.core.pseudo_labels import highest_class
 from nnunet_dhc.core.weighted_losses import weighted_cross_entropy, weighted_soft_dice_loss
@@ -202,11 +202,7 @@ class ClassLabels(LabelSpace):
         return count_voxels(target, self.num_classes, self.ignore_label)
 
     def overlap(self, prediction: Tensor, target: Tensor) -> Overlap:
-        k = self.num_classes
-        if self.ignore_label is not None:
-            prediction = prediction.masked_fill(target == self.ignore_label, k)
-        agreed = prediction.masked_fill(prediction != target, k)
-        return Overlap(count_voxels(agreed, k, k), count_voxels(prediction, k, k), self.count(target))
+        return Overlap(*count_agreement(prediction, target, self.num_classes, self.ignore_label))
 
     def loss_sums(self, logits: Tensor, target: Tensor, overlap: bool = True) -> LossSums:
         return softmax_sums(logits, target, self.ignore_label, overlap)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from golden import assert_golden
 
-from nnunet_dhc.core.class_counts import _scatter_count, count_voxels, hard_dice
+from nnunet_dhc.core.class_counts import _scatter_count, count_agreement, count_voxels, hard_dice
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
@@ -39,6 +39,32 @@ def test_the_way_of_accelerators_counts_alike(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     label_map = torch.randint(0, 120, (5000,)).to(dtype)
     assert torch.equal(_scatter_count(label_map, 121), torch.bincount(label_map, minlength=121))
+
+
+@pytest.mark.parametrize("num_classes", [2, 126, 127, 128, 255])
+@pytest.mark.parametrize("size", [0, 1, 4, 1001])
+def test_bytes_count_alike_in_pairs_and_singly(num_classes: int, size: int) -> None:
+    torch.manual_seed(size)
+    label_map = torch.randint(0, num_classes, (size + 1,), dtype=torch.uint8)
+    for part in (label_map[:size], label_map[1:]):  # the second starts at an odd address
+        assert torch.equal(count_voxels(part, num_classes), torch.bincount(part, minlength=num_classes))
+
+
+@pytest.mark.parametrize(("num_classes", "ignore_label"), [(3, None), (3, 3), (3, 0), (3, 9), (181, None), (181, 181)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_agreement_voxel_by_voxel(num_classes: int, ignore_label: int | None, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    prediction = torch.randint(0, num_classes, (2, 1, 9, 8, 7)).to(torch.uint8)
+    target = torch.where(torch.rand(prediction.shape) < 0.5, prediction, prediction.flip(2)).to(dtype)
+    valid = torch.ones_like(prediction, dtype=torch.bool)
+    if ignore_label is not None:
+        target[:, :, ::3] = ignore_label
+        valid = target != ignore_label
+    agreed, predicted, labeled = count_agreement(prediction, target, num_classes, ignore_label)
+    p, t = prediction[valid].long(), target[valid].long()
+    assert torch.equal(agreed, torch.bincount(p[p == t], minlength=num_classes)[:num_classes])
+    assert torch.equal(predicted, torch.bincount(p, minlength=num_classes)[:num_classes])
+    assert torch.equal(labeled, torch.bincount(t, minlength=num_classes)[:num_classes])
 
 
 def test_counts_beyond_float32() -> None:

@@ -30,6 +30,13 @@ def test_strided_logits() -> None:
     assert torch.equal(highest_class(logits).long(), logits.argmax(1, keepdim=True))
 
 
+def test_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pseudo_labels, "CPU_PIECE_VOXELS", 50)
+    logits = torch.randn(2, 5, 4, 6, 7, generator=torch.Generator().manual_seed(0))
+    found = highest_class(logits.contiguous(memory_format=torch.channels_last_3d))
+    assert torch.equal(found.long(), logits.argmax(1, keepdim=True))
+
+
 def test_not_a_number_stays_a_class() -> None:
     logits = torch.full((1, 3, 4), float("nan"))
     logits[0, 0, 0], logits[0, 1, 1] = float("inf"), float("-inf")

@@ -52,6 +52,16 @@ def test_by_voxels_under_another_name_and_file_type(tiny_dataset, case, role):
         update(tiny_dataset)  # the store is up to date now, the leak is still refused
 
 
+def test_a_leak_that_is_allowed_is_named(tiny_dataset):
+    copy_case(tiny_dataset, "case_4", "stranger")
+    plans = tiny_dataset.plans_content("nnUNetPlans")
+    pool = update(tiny_dataset, plans={**plans, "nnunet_dhc": {"allow_leaks": True}})
+    assert "stranger" in pool.identifiers
+    assert "LEAK" in pool.notes[0] and "imagesUn/stranger = validation case case_4" in pool.notes[0]
+    with pytest.raises(UserError, match="allow_leaks=true"):
+        update(tiny_dataset, plans=plans)
+
+
 def test_a_split_case_with_the_voxels_of_a_labeled_one(tiny_dataset):
     copy_case(tiny_dataset, "case_0", "case_3", "imagesTr")
     with pytest.raises(UserError, match="imagesTr/case_3 = training case case_0"):

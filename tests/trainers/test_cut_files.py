@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A preprocessed file is cut in place while the training reads it by itself, without workers (nnUNet_n_proc_DA=0)."""
+"""A preprocessed file is cut in place while the training reads it by itself: without workers, or in its validation."""
 
 from __future__ import annotations
 
@@ -30,3 +30,23 @@ def test_ends_with_the_name_of_the_file(tiny_dataset, kind):
     remedy = "delete it" if kind == "unlabeled" else "nnUNetv2_preprocess -d"
     with pytest.raises(UserError, match=rf"preprocessed file .*_3d_fullres.*\.b2nd of case .* is damaged .*{remedy}"):
         trainer.run_training()
+
+
+def test_validation_ends_with_the_name_of_the_file(tiny_dataset):
+    """Read with the file mapped into memory, it would end this process with SIGBUS."""
+    trainer = make_trainer(tiny_dataset)
+    trainer.initialize()
+    case = trainer.do_split()[1][0]
+    path = tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres" / f"{case}.b2nd"
+    dataset_class = trainer.dataset_class
+
+    class CutOnceOpened(dataset_class):
+        def load_case(self, identifier):
+            loaded = super().load_case(identifier)
+            os.truncate(path, path.stat().st_size // 2)
+            return loaded
+
+    trainer.dataset_class = CutOnceOpened
+    line = rf"preprocessed file .*{case}\.b2nd of case {case} is damaged .*nnUNetv2_preprocess"
+    with pytest.raises(UserError, match=line):
+        trainer.perform_actual_validation()

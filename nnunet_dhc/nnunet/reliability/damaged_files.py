@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,23 @@ def read_without_mapping(dataset: Any) -> None:
     """
     if hasattr(dataset, "mmap_kwargs"):  # of nnU-Net's datasets, those of blosc2 files
         dataset.mmap_kwargs = {}
+
+
+@contextmanager
+def without_mapping(trainer: Any) -> Iterator[None]:
+    """`read_without_mapping` for every dataset that the trainer opens meanwhile."""
+    dataset_class = trainer.dataset_class
+
+    def opened(*args: Any, **options: Any) -> Any:
+        dataset = dataset_class(*args, **options)
+        read_without_mapping(dataset)
+        return dataset
+
+    trainer.dataset_class = opened
+    try:
+        yield
+    finally:
+        trainer.dataset_class = dataset_class
 
 
 def _paths(folder: CaseFolder) -> Iterator[tuple[str, str]]:

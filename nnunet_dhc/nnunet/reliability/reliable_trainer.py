@@ -16,7 +16,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.reliability.changed_plans import changed_plans
 from nnunet_dhc.nnunet.reliability.child_watch import ChildWatch
-from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder, read_without_mapping
+from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder, read_without_mapping, without_mapping
 from nnunet_dhc.nnunet.reliability.explained_errors import explained
 from nnunet_dhc.nnunet.reliability.graceful_stop import Stopped, StopSignals, end_processes, within_seconds
 from nnunet_dhc.nnunet.reliability.last_line import end_with_one_line, say_crashes, say_last
@@ -89,14 +89,19 @@ class ReliableTrainer(nnUNetTrainer):
         def explain(number: int) -> str:
             return killed_while_validating(number, self._resume_command)
 
-        with self._ending_well("the final validation"), ChildWatch(explain) as watch:
+        with self._ending_well("the final validation"), without_mapping(self), ChildWatch(explain) as watch:
             try:
                 super().perform_actual_validation(save_probabilities)
             except (Stopped, RuntimeError) as error:
                 number = watch.died_from()
-                if number is None:
+                if number is not None:
+                    raise UserError(explain(number)) from error
+                if isinstance(error, (Stopped, torch.OutOfMemoryError)):
                     raise
-                raise UserError(explain(number)) from error
+                known = self._explain_loading(error, ())
+                if known is error:
+                    raise
+                raise known from error
 
     def get_tr_and_val_datasets(self):
         datasets = super().get_tr_and_val_datasets()
@@ -178,11 +183,10 @@ class ReliableTrainer(nnUNetTrainer):
 
     def _case_folders(self) -> list[CaseFolder]:
         data = getattr(self, "data", None)
-        if data is None:
-            return []
-        labeled = list(dict.fromkeys((*data.cases.labeled, *data.cases.validation)))
-        folders = [CaseFolder(self.preprocessed_dataset_folder, labeled)]
-        if data.pool is not None:
+        # without data this is the validation of a finished training, which reads those cases alone
+        labeled = (*data.cases.labeled, *data.cases.validation) if data is not None else self.do_split()[1]
+        folders = [CaseFolder(self.preprocessed_dataset_folder, list(dict.fromkeys(labeled)))]
+        if data is not None and data.pool is not None:
             folders.append(CaseFolder(data.pool.folder, data.pool.identifiers, True, data.pool.with_nonzero_mask))
         return folders
 

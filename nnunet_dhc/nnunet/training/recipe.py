@@ -124,6 +124,11 @@ class Recipe:
     num_val_iterations_per_epoch: int | None = _setting(
         None, _integer_or_none(1), "validation steps an epoch; null = nnU-Net's 50"
     )
+    allow_leaks: bool = _setting(
+        False,
+        _BOOLEAN,
+        "train although unlabeled cases have the voxels of labeled or validation cases; they are named in the log",
+    )
     low_memory: str = _setting(
         "auto", _choice("auto", "on", "off"), "train the sub-networks one after the other, patch group by patch group"
     )

@@ -11,6 +11,7 @@ from typing import Any
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases, name_some
+from nnunet_dhc.nnunet.training.recipe import PLANS_KEY
 from nnunet_dhc.nnunet.unlabeled.odd_scans import ImageSummary, from_json
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase
 
@@ -90,11 +91,17 @@ def refuse_leaks_by_name(from_images_un: Iterable[str], folds: Sequence[FoldCase
             )
 
 
+def leaks_are_allowed(plans: Mapping[str, Any]) -> bool:
+    """Whether the plans say so; a case with the name of a labeled one is refused anyway: it can be renamed."""
+    return plans.get(PLANS_KEY, {}).get("allow_leaks") is True
+
+
 def check_voxels(
     unlabeled: Mapping[str, str | None],
     origin: Callable[[str], str],
     folds: Sequence[tuple[FoldCases, frozenset[str]]],
     hashes: LabeledHashes,
+    allow_leaks: bool = False,
 ) -> list[str]:
     """Compare the voxels of unlabeled cases with those of labeled, validation and test cases.
 
@@ -103,9 +110,11 @@ def check_voxels(
         origin: Folder in which an unlabeled case lies.
         folds: Each fold with the unlabeled cases that it trains on.
         hashes: Hashes of the images of labeled and test cases.
+        allow_leaks: Note leaks instead of raising; see `leaks_are_allowed`.
 
     Returns:
-        Notes on cases that are also test cases (transduction) and on unlabeled cases that equal each other.
+        Notes on cases that leak, where that is allowed, on cases that are also test cases (transduction), and on
+        unlabeled cases that equal each other.
 
     Raises:
         UserError: An unlabeled case has the voxels of a labeled or validation case of the same fold.
@@ -123,12 +132,18 @@ def check_voxels(
                 for twin in twins.get(voxels, ()) if voxels is not None else ():
                     if twin in trained_on:
                         leaks.append(f"{origin(twin)}/{twin} = {role} case {case}")
-    if leaks:
-        raise UserError(
-            "Unlabeled cases with exactly the voxels of labeled cases of the fold would leak: "
-            f"{name_some(sorted(set(leaks)))}. Remove them from the unlabeled cases."
-        )
     notes = []
+    if leaks:
+        pairs = name_some(sorted(set(leaks)))
+        if not allow_leaks:
+            raise UserError(
+                f"Unlabeled cases with exactly the voxels of labeled cases of the fold would leak: {pairs}. Remove "
+                "them from the unlabeled cases, or keep them knowingly: nnunet_dhc configure --set allow_leaks=true"
+            )
+        notes.append(
+            f"LEAK, allowed by the setting allow_leaks: unlabeled cases have the voxels of labeled cases of the fold "
+            f"({pairs}); scores on validation cases among them are not scores on unseen images."
+        )
     transductive = sorted(twin for voxels in twins.keys() & test for twin in twins[voxels])
     if transductive:
         notes.append(

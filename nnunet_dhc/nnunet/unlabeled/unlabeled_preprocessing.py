@@ -15,7 +15,13 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases, name_some
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob
-from nnunet_dhc.nnunet.unlabeled.leak_check import TEST_PREFIX, LabeledHashes, check_voxels, refuse_leaks_by_name
+from nnunet_dhc.nnunet.unlabeled.leak_check import (
+    TEST_PREFIX,
+    LabeledHashes,
+    check_voxels,
+    leaks_are_allowed,
+    refuse_leaks_by_name,
+)
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase, list_image_folder, list_training_images
 from nnunet_dhc.nnunet.unlabeled.store_update import StoreUpdate
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
@@ -248,7 +254,11 @@ def _pool(
     trained_on = [(fold, frozenset(from_images_un.union(fold.unlabeled))) for fold in folds]
     voxels = {identifier: store.entries[identifier].voxels for identifier in ready}
     notes += check_voxels(
-        voxels, lambda identifier: store.entries[identifier].origin, trained_on, hashes
+        voxels,
+        lambda identifier: store.entries[identifier].origin,
+        trained_on,
+        hashes,
+        leaks_are_allowed(update.job.plans),
     )
     compared = {case for fold in folds for case in (*fold.labeled, *fold.validation)}
     unread = sorted(case for case in compared if hashes.voxels(case) is None)
