@@ -179,15 +179,17 @@ class Unweighted(ClassWeighting):
         return self.weights
 
 
-def tempered(weights: Tensor, exponent: float, mean_one: bool) -> Tensor:
+def tempered(weights: Tensor, exponent: float, mean_one: bool, minimum: float = 0.0) -> Tensor:
     """Class weights that differ less, of another size.
 
-    v_i = max_j w_j * (w_i / max_j w_j)^exponent;  mean_one: v_i / mean_j v_j
+    v_i = max_j w_j * max(minimum, (w_i / max_j w_j)^exponent);  mean_one: v_i / mean_j v_j
 
     Args:
         weights: Shape (k,), floating, >= 0.
         exponent: 1 leaves the weights, 0 makes them equal; a weight of 0 stays 0 above 0.
         mean_one: Divide by the mean.
+        minimum: Smallest weight, relative to the largest. With 0, false positives of rare classes on a background of
+            weight 0 cost a cross entropy nothing.
 
     Returns:
         Shape (k,), the same dtype; all 0 where all weights are.
@@ -195,7 +197,9 @@ def tempered(weights: Tensor, exponent: float, mean_one: bool) -> Tensor:
     Source: ours; the DHC family uses its weights as they are.
     """
     tiny = torch.finfo(weights.dtype).tiny
+    largest = weights.max()
     if exponent != 1:
-        largest = weights.max()
         weights = largest * (weights / largest.clamp_min(tiny)) ** exponent
+    if minimum > 0:
+        weights = torch.maximum(weights, minimum * largest)
     return weights / weights.mean().clamp_min(tiny) if mean_one else weights

@@ -33,6 +33,7 @@ class LossComposition:
     counts_from_labeled: bool = False
     weight_exponent: float = 1.0
     weight_mean_one: bool = False
+    weight_minimum: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,9 @@ class CoTrainingObjective:
     @property
     def loss_weights(self) -> tuple[Tensor, Tensor]:
         """Weights of A and of B as the losses take them, (k,) float32."""
-        exponent, mean_one = self.composition.weight_exponent, self.composition.weight_mean_one
-        return (
-            tempered(self.weighting_a.weights, exponent, mean_one),
-            tempered(self.weighting_b.weights, exponent, mean_one),
-        )
+        composition = self.composition
+        how = composition.weight_exponent, composition.weight_mean_one, composition.weight_minimum
+        return tempered(self.weighting_a.weights, *how), tempered(self.weighting_b.weights, *how)
 
     def terms(
         self,

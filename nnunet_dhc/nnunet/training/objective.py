@@ -78,6 +78,7 @@ def build_objective(
         counts_from_labeled=recipe.counts_from == "labeled",
         weight_exponent=recipe.weight_exponent,
         weight_mean_one=recipe.weight_mean_one,
+        weight_minimum=recipe.weight_minimum,
     )
     weighting_a, weighting_b = (
         make_weighting(name, labels.num_classes, recipe.weighting_mode, options)

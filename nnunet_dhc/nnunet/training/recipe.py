@@ -25,11 +25,16 @@ def _between(low: float, high: float):
     )
 
 
-def _integer_or_none(low: int):
+def _integer(low: int):
     return (
-        lambda value: value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= low),
-        f"an integer >= {low}, or null",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low,
+        f"an integer >= {low}",
     )
+
+
+def _or_null(check: tuple):
+    valid, expected = check
+    return lambda value: value is None or valid(value), f"{expected}, or null"
 
 
 _BOOLEAN = (lambda value: isinstance(value, bool), "true or false")
@@ -70,6 +75,9 @@ class Recipe:
         "scale the class weights to a mean of 1, so that the Dice terms keep nnU-Net's size; the cross entropies don't "
         "depend on the scale",
     )
+    weight_minimum: float = _setting(
+        0.0, _between(0, 1), "smallest class weight, relative to the largest; above 0 false positives always cost"
+    )
     counts_from: str = _setting(
         "unlabeled", _choice("unlabeled", "labeled"), "patches whose pseudo labels DistDW and CReST count"
     )
@@ -86,7 +94,7 @@ class Recipe:
     dice_smooth: float = _setting(1e-5, _between(0, 1e3), "smoothing constant of the Dice terms, in voxels")
     dice_pooled_over_batch: bool | None = _setting(
         None,
-        (lambda value: value is None or isinstance(value, bool), "true, false or null"),
+        _or_null(_BOOLEAN),
         "Dice over the whole batch; null follows the plans' batch_dice",
     )
     confidence_threshold: float = _setting(
@@ -108,21 +116,23 @@ class Recipe:
     )
     oversample_foreground: float | None = _setting(
         None,
-        (lambda value: value is None or _between(0, 1)[0](value), "a number from 0 to 1, or null"),
+        _or_null(_between(0, 1)),
         "part of the labeled patches that are drawn around a voxel of a random class; null = nnU-Net's 0.33",
     )
     mirror_axes: list | None = _setting(
         None,
-        (
-            lambda value: value is None or (isinstance(value, (list, tuple)) and all(a in (0, 1, 2) for a in value)),
-            "a list of array axes (0, 1, 2), or null",
+        _or_null(
+            (
+                lambda value: isinstance(value, (list, tuple)) and all(axis in (0, 1, 2) for axis in value),
+                "a list of array axes (0, 1, 2)",
+            )
         ),
         "axes mirrored in augmentation and prediction; null = all",
     )
-    num_epochs: int | None = _setting(None, _integer_or_none(1), "epochs; null = nnU-Net's 1000")
-    num_iterations_per_epoch: int | None = _setting(None, _integer_or_none(1), "steps an epoch; null = nnU-Net's 250")
+    num_epochs: int | None = _setting(None, _or_null(_integer(1)), "epochs; null = nnU-Net's 1000")
+    num_iterations_per_epoch: int | None = _setting(None, _or_null(_integer(1)), "steps an epoch; null = nnU-Net's 250")
     num_val_iterations_per_epoch: int | None = _setting(
-        None, _integer_or_none(1), "validation steps an epoch; null = nnU-Net's 50"
+        None, _or_null(_integer(1)), "validation steps an epoch; null = nnU-Net's 50"
     )
     allow_leaks: bool = _setting(
         False,
@@ -134,7 +144,7 @@ class Recipe:
     )
     max_non_finite_steps: int = _setting(25, _between(1, 10000), "non-finite losses in a row that end the training")
     collapse_patience: int | None = _setting(
-        None, _integer_or_none(1), "epochs at Dice or share 0 before the alarm; null = 5 % of the epochs"
+        None, _or_null(_integer(1)), "epochs at Dice or share 0 before the alarm; null = 5 % of the epochs"
     )
 
     def __post_init__(self) -> None:
