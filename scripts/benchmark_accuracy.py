@@ -6,10 +6,11 @@
                always=nnUNetTrainerDHC:unlabeled_schedule=always \
         --seeds 0 1 2 --epochs 5 --patch 48 64 64 --features 8 16 32 64 80 --device cpu --minutes 60
 
-A row is ``label=trainer``, then ``:setting=value,...`` for settings of nnunet_dhc, then ``@all`` to train on the labels
-of the unlabeled cases too (the upper bound), ``*N`` to train N times as many epochs, or ``~LABEL`` to train as long as
-the row LABEL took in the same seed, at the speed of a row of the same trainer that ran before (equal wall-clock). The
-trainer ``two-stage`` is self-training with stock nnU-Net (scripts/self_training.py), half of its epochs for each stage.
+A row is ``label=trainer``, then ``:setting=value,...`` for settings of nnunet_dhc (stock nnU-Net takes
+``oversample_foreground``), then ``@all`` to train on the labels of the unlabeled cases too (the upper bound), ``*N`` to
+train N times as many epochs, or ``~LABEL`` to train as long as the row LABEL took in the same seed, at the speed of a
+row of the same trainer that ran before (equal wall-clock). The trainer ``two-stage`` is self-training with stock
+nnU-Net (scripts/self_training.py), half of its epochs for each stage.
 Calling the script again continues: finished runs are skipped, killed ones go on from their last checkpoint.
 ``--print-commands`` prints every run as a command of its own, for a cluster's scheduler. Results:
 ``<work>/results.jsonl``; the folders are those of nnU-Net, so `nnunet_dhc compare` reads them. With ``--predict``, the
@@ -43,6 +44,7 @@ _ROW = re.compile(
     r"(?:\*(?P<times>[\d.]+))?(?:~(?P<as_long_as>[A-Za-z0-9-]+))?"
 )
 STOCK, TWO_STAGE = "nnUNetTrainer", "two-stage"
+OVERSAMPLE = "oversample_foreground"
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Row:
             raise UserError(f"--rows {text}: write label=trainer[:setting=value,...][@all][*N][~LABEL]")
         settings = dict(parse_setting(part) for part in (match["settings"] or "").split(",") if part)
         ours = is_trainer_name(match["trainer"])
-        if settings and not ours:
-            raise UserError(f"--rows {text}: {match['trainer']} takes no settings")
+        if not ours and set(settings) - ({OVERSAMPLE} if match["trainer"] == STOCK else set()):
+            raise UserError(f"--rows {text}: {match['trainer']} takes no settings, stock nnU-Net {OVERSAMPLE} alone")
         if match["as_long_as"] and ours:
             raise UserError(
                 f"--rows {text}: ~ is for stock nnU-Net and {TWO_STAGE}; ours take their epochs from the plans"
@@ -158,6 +160,7 @@ class Run:
                 "--work",
                 str(work),
             ]
+        oversample = self.row.settings.get(OVERSAMPLE)
         return [
             sys.executable,
             "-m",
@@ -170,6 +173,7 @@ class Run:
             "--epochs",
             str(epochs),
             *schedule,
+            *(["--oversample-foreground", str(oversample)] if oversample is not None else []),
         ]
 
     def prediction(self) -> list[str]:

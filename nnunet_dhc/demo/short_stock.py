@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stock nnU-Net with a shorter schedule: ``python -m nnunet_dhc.demo.short_stock 901 3d_fullres 0 --epochs 10``.
 
-The trainer is nnU-Net's own class, untouched; only its counters (epochs, iterations per epoch) are set before it
-starts, because nnU-Net has no option for them. The learning rate follows the shorter schedule by itself.
+The trainer is nnU-Net's own class, untouched; only its counters (epochs, iterations per epoch) and, if asked for, the
+part of patches around foreground are set before it starts, because nnU-Net has no option for them. The learning rate
+follows the shorter schedule by itself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--iterations", type=int, default=250, help="iterations per epoch")
     parser.add_argument("--val-iterations", type=int, default=50, help="validation iterations per epoch")
+    parser.add_argument("--oversample-foreground", type=float, metavar="PART", help="default: nnU-Net's 0.33")
     args = parser.parse_args(argv)
 
     import torch
@@ -37,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     trainer.num_iterations_per_epoch = args.iterations
     trainer.num_val_iterations_per_epoch = args.val_iterations
     trainer.save_every = max(1, args.epochs // 4)
+    if args.oversample_foreground is not None:
+        trainer.oversample_foreground_percent = args.oversample_foreground
     continues = any(Path(trainer.output_folder).glob("checkpoint_*.pth"))
     maybe_load_checkpoint(trainer, continues, False)
     trainer.run_training()
