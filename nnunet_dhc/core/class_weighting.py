@@ -182,14 +182,14 @@ class Unweighted(ClassWeighting):
 def tempered(weights: Tensor, exponent: float, mean_one: bool, minimum: float = 0.0) -> Tensor:
     """Class weights that differ less, of another size.
 
-    v_i = max_j w_j * max(minimum, (w_i / max_j w_j)^exponent);  mean_one: v_i / mean_j v_j
+    v_i = max_j w_j * max(minimum, w_i / max_j w_j)^exponent;  mean_one: v_i / mean_j v_j
 
     Args:
         weights: Shape (k,), floating, >= 0.
-        exponent: 1 leaves the weights, 0 makes them equal; a weight of 0 stays 0 above 0.
+        exponent: 1 leaves the weights, 0 makes them equal.
         mean_one: Divide by the mean.
-        minimum: Smallest weight, relative to the largest. With 0, false positives of rare classes on a background of
-            weight 0 cost a cross entropy nothing.
+        minimum: Smallest weight before the exponent, relative to the largest. With 0, a weight of 0 stays 0, and false
+            positives on a background of that weight cost a cross entropy nothing.
 
     Returns:
         Shape (k,), the same dtype; all 0 where all weights are.
@@ -198,8 +198,8 @@ def tempered(weights: Tensor, exponent: float, mean_one: bool, minimum: float = 
     """
     tiny = torch.finfo(weights.dtype).tiny
     largest = weights.max()
-    if exponent != 1:
-        weights = largest * (weights / largest.clamp_min(tiny)) ** exponent
     if minimum > 0:
         weights = torch.maximum(weights, minimum * largest)
+    if exponent != 1:
+        weights = largest * (weights / largest.clamp_min(tiny)) ** exponent
     return weights / weights.mean().clamp_min(tiny) if mean_one else weights

@@ -31,7 +31,6 @@ class LossComposition:
     unsupervised_deep_supervision: bool = True
     confidence_threshold: float = 0.0
     counts_from_labeled: bool = False
-    weight_exponent: float = 1.0
     weight_mean_one: bool = False
     weight_minimum: float = 0.0
 
@@ -73,6 +72,9 @@ class CoTrainingObjective:
         output_factors: Factor of every deep-supervision output, full resolution first; (1.0,) without.
         across_ranks: Reduce statistics and loss denominators over ``torch.distributed`` ranks.
 
+    Attributes:
+        weight_exponent: See `tempered`; may change from epoch to epoch.
+
     Source: DHC (Wang & Li, MICCAI 2023), Eq. 1-2 and the released training step.
     """
 
@@ -91,6 +93,7 @@ class CoTrainingObjective:
         self.composition = composition
         self.output_factors = tuple(float(f) for f in output_factors)
         self.across_ranks = across_ranks
+        self.weight_exponent = 1.0
 
     @torch.no_grad()
     def pseudo_labels(self, logits_a: Tensor, logits_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +137,7 @@ class CoTrainingObjective:
     def loss_weights(self) -> tuple[Tensor, Tensor]:
         """Weights of A and of B as the losses take them, (k,) float32."""
         composition = self.composition
-        how = composition.weight_exponent, composition.weight_mean_one, composition.weight_minimum
+        how = self.weight_exponent, composition.weight_mean_one, composition.weight_minimum
         return tempered(self.weighting_a.weights, *how), tempered(self.weighting_b.weights, *how)
 
     def terms(

@@ -11,4 +11,4 @@ class nnUNetTrainerDHC(PairTrainer):
     Deviations from the released code, with reasons and measurements: docs/explanation/recipes.md.
     """
 
-    recipe = Recipe(unlabeled_schedule="ramp")
+    recipe = Recipe(unlabeled_schedule="ramp", oversample_foreground=1.0)

@@ -268,7 +268,7 @@ def test_tempered_weights():
     torch.testing.assert_close(tempered(weights, 0.5, True), torch.tensor([0.0, 4.0, 8.0, 16.0]) / 7.0)
     torch.testing.assert_close(tempered(weights, 0.0, True), torch.ones(4))
     assert torch.equal(tempered(torch.zeros(4), 0.5, True), torch.zeros(4))
-    torch.testing.assert_close(tempered(weights, 0.5, False, 0.3), torch.tensor([4.8, 4.8, 8.0, 16.0]))
+    torch.testing.assert_close(tempered(weights, 0.5, False, 0.16), torch.tensor([6.4, 6.4, 8.0, 16.0]))
     assert torch.equal(tempered(torch.zeros(4), 1.0, False, 0.3), torch.zeros(4))
 
 

@@ -18,6 +18,12 @@ def test_plans_override_the_recipe_of_the_class():
     assert recipe_from_plans(recipe, {}) == recipe
 
 
+def test_exponent_of_the_weights_by_epoch():
+    assert [Recipe(weight_exponent=0.5).weight_exponent_at(epoch, 3) for epoch in range(3)] == [0.5, 0.5, 0.5]
+    assert [Recipe(weight_exponent_final=0.0).weight_exponent_at(epoch, 3) for epoch in range(3)] == [1.0, 0.5, 0.0]
+    assert Recipe(weight_exponent_final=0.0).weight_exponent_at(0, 1) == 1.0
+
+
 @pytest.mark.parametrize(
     "setting",
     [

@@ -158,6 +158,14 @@ def test_unlabeled_patches_in_every_epoch(tiny_dataset):
     assert all(line["pseudo_label_share_b"] is not None for line in log_lines(trainer))
 
 
+def test_class_weights_become_equal_towards_the_end(tiny_dataset):
+    lines = log_lines(train(tiny_dataset, weight_exponent_final=0.0, weight_minimum=0.02))
+    for network in "ab":
+        first, last = (np.array(line[f"class_weights_{network}"]) for line in (lines[0], lines[-1]))
+        assert np.ptp(first) > 0.1 * first.max()
+        assert last == pytest.approx(last.max())
+
+
 # ---- alarms and non-finite losses ----
 
 
@@ -264,10 +272,11 @@ def test_pair_gives_what_it_is_asked_for():
 
 
 def test_labeled_patches_around_foreground(tiny_dataset):
-    trainer = make_trainer(tiny_dataset, oversample_foreground=1.0)
+    trainer = make_trainer(tiny_dataset, oversample_foreground=0.5)
     trainer.initialize()
-    assert trainer.oversample_foreground_percent == 1.0
-    ours = make_trainer(tiny_dataset)
+    assert trainer.oversample_foreground_percent == 0.5
+    assert make_trainer(tiny_dataset).oversample_foreground_percent == 1.0  # recommended
+    ours = make_trainer(tiny_dataset, "nnUNetTrainerCPS")
     plans = {**ours.plans_manager.plans, "continue_training": False}
     stock = nnUNetTrainer(plans, "3d_fullres", 0, ours.dataset_json, torch.device("cpu"))
     assert ours.oversample_foreground_percent == stock.oversample_foreground_percent < 1

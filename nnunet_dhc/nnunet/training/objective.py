@@ -76,7 +76,6 @@ def build_objective(
         unsupervised_deep_supervision=recipe.unsupervised_deep_supervision,
         confidence_threshold=recipe.confidence_threshold,
         counts_from_labeled=recipe.counts_from == "labeled",
-        weight_exponent=recipe.weight_exponent,
         weight_mean_one=recipe.weight_mean_one,
         weight_minimum=recipe.weight_minimum,
     )

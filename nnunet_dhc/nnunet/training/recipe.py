@@ -69,6 +69,11 @@ class Recipe:
     weight_exponent: float = _setting(
         1.0, _between(0, 1), "exponent of the class weights, relative to the largest; 0 makes all equal"
     )
+    weight_exponent_final: float | None = _setting(
+        None,
+        _or_null(_between(0, 1)),
+        "exponent in the last epoch, approached evenly from the first one on; null = weight_exponent",
+    )
     weight_mean_one: bool = _setting(
         False,
         _BOOLEAN,
@@ -76,7 +81,9 @@ class Recipe:
         "depend on the scale",
     )
     weight_minimum: float = _setting(
-        0.0, _between(0, 1), "smallest class weight, relative to the largest; above 0 false positives always cost"
+        0.0,
+        _between(0, 1),
+        "smallest class weight before the exponent, relative to the largest; above 0, false positives always cost",
     )
     counts_from: str = _setting(
         "unlabeled", _choice("unlabeled", "labeled"), "patches whose pseudo labels DistDW and CReST count"
@@ -155,6 +162,12 @@ class Recipe:
                     f"setting {setting.name} = {value!r} of nnunet_dhc must be {setting.metadata['expected']}; "
                     f"correct it, for example: nnunet_dhc configure --set {setting.name}={_default_text(setting)}"
                 )
+
+    def weight_exponent_at(self, epoch: int, num_epochs: int) -> float:
+        """Exponent of the class weights in an epoch, counted from 0."""
+        first, final = self.weight_exponent, self.weight_exponent_final
+        progress = epoch / max(num_epochs - 1, 1)
+        return first if final is None else first + (final - first) * min(progress, 1.0)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
