@@ -31,9 +31,7 @@ check() {
 }
 check ruff "$PYTHON" -m ruff check .
 check mypy "$PYTHON" -m mypy
-# Files side by side, one thread each: a network this small gains nothing from a second one.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-check pytest "$PYTHON" -m pytest --timeout 1200 --numprocesses auto --maxprocesses 4 --dist loadfile ${pytest_arguments[@]+"${pytest_arguments[@]}"}
+check pytest "$PYTHON" -m pytest --timeout 1200 ${pytest_arguments[@]+"${pytest_arguments[@]}"}
 
 took=$(duration $((SECONDS - started)))
 if [ ${#failed[@]} -gt 0 ]; then
