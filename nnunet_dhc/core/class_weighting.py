@@ -197,9 +197,9 @@ def tempered(weights: Tensor, exponent: float, mean_one: bool, minimum: float = 
     Source: ours; the DHC family uses its weights as they are.
     """
     tiny = torch.finfo(weights.dtype).tiny
-    largest = weights.max()
     if minimum > 0:
-        weights = torch.maximum(weights, minimum * largest)
+        weights = torch.maximum(weights, minimum * weights.max())
     if exponent != 1:
+        largest = weights.max()
         weights = largest * (weights / largest.clamp_min(tiny)) ** exponent
     return weights / weights.mean().clamp_min(tiny) if mean_one else weights
