@@ -94,11 +94,20 @@ def build(args: argparse.Namespace, folder: Path, mode: str, loaders: str = "syn
             write_preprocessed_cases(folder, shape)
     torch.manual_seed(0)
     name = "nnUNetTrainer" if mode == "stock" else args.tr
+    if args.compile:
+        compile_everywhere()
     with redirect_stdout(sys.stderr):  # nnU-Net's greetings
         trainer = make_trainer(name, shape, torch.device(args.device), settings, unlabeled)
     if args.device == "cuda" and not args.amp:
         switch_amp_off(trainer)
     return trainer
+
+
+def compile_everywhere() -> None:
+    """Also on the CPU, where nnU-Net never compiles whatever nnUNet_compile says."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    nnUNetTrainer._do_i_compile = lambda trainer: True
 
 
 def switch_amp_off(trainer: Any) -> None:
@@ -255,8 +264,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     on_cuda = args.device == "cuda"
-    switches = {"amp": on_cuda and args.amp, "compile": args.compile}
-    return environment_of(args.device) | (switches if on_cuda else {})
+    return environment_of(args.device) | {"amp": on_cuda and args.amp, "compile": args.compile}
 
 
 def environment_of(device: str) -> dict[str, Any]:
