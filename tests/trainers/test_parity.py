@@ -319,6 +319,19 @@ def test_no_mirroring(tiny_dataset):
     predictor.predict_logits_from_preprocessed_data(torch.randn(1, 16, 16, 16))
 
 
+def test_labels_of_two_sides_are_not_mirrored(tiny_dataset, monkeypatch):
+    content = {**tiny_dataset.dataset_json, "labels": {"background": 0, "kidney": 1, "left lung": 2, "right lung": 3}}
+    monkeypatch.setattr(type(tiny_dataset), "dataset_json", content)
+    trainer = train(tiny_dataset)
+    assert predictor_of(trainer).allowed_mirroring_axes is None
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert log.count("Labels left lung and right lung differ in their side: no mirroring") == 1
+    as_nnunet = make_trainer(tiny_dataset, mirror_axes=None)
+    assert as_nnunet.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1, 2)
+    some = make_trainer(tiny_dataset, mirror_axes=[0, 1])
+    assert some.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1)
+
+
 def test_validation_of_a_finished_run_needs_no_unlabeled_case(tiny_dataset, no_process_pools):
     """--val: nnU-Net loads checkpoint_final and predicts, without on_train_start."""
     first = train(tiny_dataset)

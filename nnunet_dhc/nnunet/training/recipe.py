@@ -126,15 +126,17 @@ class Recipe:
         _or_null(_between(0, 1)),
         "part of the labeled patches that are drawn around a voxel of a random class; null = nnU-Net's 0.33",
     )
-    mirror_axes: list | None = _setting(
-        None,
+    mirror_axes: list | str | None = _setting(
+        "auto",
         _or_null(
             (
-                lambda value: isinstance(value, (list, tuple)) and all(axis in (0, 1, 2) for axis in value),
-                "a list of array axes (0, 1, 2)",
+                lambda value: value == "auto"
+                or (isinstance(value, (list, tuple)) and all(axis in (0, 1, 2) for axis in value)),
+                "auto, a list of array axes (0, 1, 2)",
             )
         ),
-        "axes mirrored in augmentation and prediction; null = all",
+        "axes mirrored in augmentation and prediction; null = nnU-Net's, all; auto = none if two labels differ only in "
+        "their side (left and right), otherwise nnU-Net's",
     )
     num_epochs: int | None = _setting(None, _or_null(_integer(1)), "epochs; null = nnU-Net's 1000")
     num_iterations_per_epoch: int | None = _setting(None, _or_null(_integer(1)), "steps an epoch; null = nnU-Net's 250")
