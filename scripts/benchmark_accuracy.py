@@ -43,6 +43,7 @@ _ROW = re.compile(
     r"(?P<label>[A-Za-z0-9-]+)=(?P<trainer>[\w-]+)(?::(?P<settings>[^@*~]*))?(?P<all>@all)?"
     r"(?:\*(?P<times>[\d.]+))?(?:~(?P<as_long_as>[A-Za-z0-9-]+))?"
 )
+_COMMA = re.compile(r",(?![^\[]*\])")  # between settings, not within a list
 STOCK, TWO_STAGE = "nnUNetTrainer", "two-stage"
 OVERSAMPLE = "oversample_foreground"
 
@@ -63,7 +64,7 @@ class Row:
         match = _ROW.fullmatch(text)
         if not match:
             raise UserError(f"--rows {text}: write label=trainer[:setting=value,...][@all][*N][~LABEL]")
-        settings = dict(parse_setting(part) for part in (match["settings"] or "").split(",") if part)
+        settings = dict(parse_setting(part) for part in _COMMA.split(match["settings"] or "") if part)
         ours = is_trainer_name(match["trainer"])
         if not ours and set(settings) - ({OVERSAMPLE} if match["trainer"] == STOCK else set()):
             raise UserError(f"--rows {text}: {match['trainer']} takes no settings, stock nnU-Net {OVERSAMPLE} alone")

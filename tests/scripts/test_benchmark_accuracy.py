@@ -54,3 +54,11 @@ def test_goes_on_after_a_stop_and_ends_with_predictions(tiny_dataset, tmp_path):
     student = work / "two-stage" / "two-stage" / "seed_0"
     assert {path.name for path in (student / "pseudo_labels").glob("*.nii.gz")} == {"case_2.nii.gz", "case_3.nii.gz"}
     assert (student / "preprocessed" / tiny_dataset.name / "nnUNetPlans_3d_fullres" / "case_3_seg.b2nd").is_file()
+
+
+def test_row_with_a_list_among_its_settings(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from benchmark_accuracy import Row
+
+    row = Row.parse("sides=nnUNetTrainerDHC:lambda_max=3,mirror_axes=[0,1],low_memory=on*2")
+    assert row.settings == {"lambda_max": 3, "mirror_axes": [0, 1], "low_memory": "on"} and row.times == 2
