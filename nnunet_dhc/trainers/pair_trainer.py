@@ -30,7 +30,7 @@ from nnunet_dhc.nnunet.training import seeding, torchrun
 from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint, save_extended
 from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
 from nnunet_dhc.nnunet.training.host_memory import keep_freed_memory
-from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of
+from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, mirroring_note
 from nnunet_dhc.nnunet.training.objective import build_objective, class_names
 from nnunet_dhc.nnunet.training.paired_loader import PairedLoader
 from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data
@@ -77,7 +77,6 @@ class PairTrainer(ReliableTrainer):
         self.timer = StepTimer(self.device)
         self._checkpoint_state: dict | None = None
         self._non_finite_in_a_row = 0
-        self._mirroring_note: str | None = None
 
     # ---- networks and objective ----
 
@@ -125,10 +124,7 @@ class PairTrainer(ReliableTrainer):
         rotation, do_dummy_2d, initial_patch_size, mirror_axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
-        mirror_axes, note = mirror_axes_of(self.recipe.mirror_axes, mirror_axes, self.dataset_json["labels"])
-        if note and note != self._mirroring_note:  # nnU-Net asks once for each loader
-            self.print_to_log_file(note)
-        self._mirroring_note = note
+        mirror_axes = mirror_axes_of(self.recipe.mirror_axes, mirror_axes, self.dataset_json["labels"])
         self.inference_allowed_mirroring_axes = mirror_axes or None  # nnU-Net's predictor fails at an empty tuple
         return rotation, do_dummy_2d, initial_patch_size, mirror_axes
 
@@ -183,6 +179,8 @@ class PairTrainer(ReliableTrainer):
         super().on_train_start()
         self._start_weightings()
         self.files.start(self, self.data)
+        if note := mirroring_note(self.recipe.mirror_axes, self.dataset_json["labels"]):
+            self.print_to_log_file(note)
         for warning in self.data.warnings:
             self.print_to_log_file("WARNING:", warning)
         if self._checkpoint_state is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, opposite_labels
+from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, mirroring_note, opposite_labels
 
 
 @pytest.mark.parametrize("names", [
@@ -36,10 +36,17 @@ def test_no_pair(names) -> None:
 
 def test_axes() -> None:
     pair, single = ["left_kidney", "right_kidney"], ["liver"]
-    axes, note = mirror_axes_of("auto", (0, 1, 2), pair)
-    assert axes == () and "left_kidney and right_kidney" in note and "mirror_axes=null" in note
-    assert mirror_axes_of("auto", (0, 1, 2), single) == ((0, 1, 2), None)
-    assert mirror_axes_of(None, (0, 1, 2), pair) == ((0, 1, 2), None)
-    assert mirror_axes_of([0, 1], (0, 1, 2), pair) == ((0, 1), None)
-    assert mirror_axes_of([], (0, 1), pair) == ((), None)
-    assert mirror_axes_of([2], (0, 1), single) == ((), None)
+    assert mirror_axes_of("auto", (0, 1, 2), pair) == ()
+    assert mirror_axes_of("auto", (0, 1, 2), single) == (0, 1, 2)
+    assert mirror_axes_of(None, (0, 1, 2), pair) == (0, 1, 2)
+    assert mirror_axes_of([0, 1], (0, 1, 2), pair) == (0, 1)
+    assert mirror_axes_of([], (0, 1), pair) == ()
+    assert mirror_axes_of([2], (0, 1), single) == ()
+
+
+def test_note() -> None:
+    pair, single = ["left_kidney", "right_kidney"], ["liver"]
+    note = mirroring_note("auto", pair)
+    assert "left_kidney and right_kidney" in note and "mirror_axes=null" in note
+    for setting, names in (("auto", single), (None, pair), ([0, 1], pair), ([], pair), ([2], single)):
+        assert mirroring_note(setting, names) is None

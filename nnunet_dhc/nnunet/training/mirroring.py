@@ -37,8 +37,8 @@ def opposite_labels(names: Iterable[str]) -> tuple[str, str] | None:
 
 def mirror_axes_of(
     setting: str | Sequence[int] | None, stock_axes: tuple[int, ...], names: Iterable[str]
-) -> tuple[tuple[int, ...], str | None]:
-    """Axes to mirror along, of those that nnU-Net would mirror, and what to tell the user about it.
+) -> tuple[int, ...]:
+    """Axes to mirror along, of those that nnU-Net would mirror.
 
     Args:
         setting: The recipe's ``mirror_axes``: axes, None for nnU-Net's, or "auto": none if labels name opposite sides,
@@ -46,14 +46,15 @@ def mirror_axes_of(
         stock_axes: nnU-Net's choice for this patch.
         names: Names of the labels.
     """
-    if setting is None:
-        return stock_axes, None
-    if setting != "auto":
-        return tuple(axis for axis in stock_axes if axis in setting), None
-    pair = opposite_labels(names)
-    if pair is None:
-        return stock_axes, None
-    return (), (
+    if setting == "auto":
+        setting = None if opposite_labels(names) is None else ()
+    return stock_axes if setting is None else tuple(axis for axis in stock_axes if axis in setting)
+
+
+def mirroring_note(setting: str | Sequence[int] | None, names: Iterable[str]) -> str | None:
+    """What to tell the user where "auto" leaves mirroring out."""
+    pair = opposite_labels(names) if setting == "auto" else None
+    return pair and (
         f"Labels {pair[0]} and {pair[1]} differ in their side: no mirroring in training and prediction. "
         "nnU-Net's mirroring: mirror_axes=null; the comparable stock trainer is nnUNetTrainerNoMirroring"
     )
