@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from test_synchronisation import pair_trainer, stock_trainer
+from test_synchronisation import batch_of, pair_trainer, stock_trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-PATCH = 96
+PATCH = 96  # so large that activations need far more memory than weights
 CUDA = torch.device("cuda")
 
 
@@ -21,25 +21,12 @@ def without_compile(monkeypatch):
     monkeypatch.setenv("nnUNet_compile", "false")
 
 
-def large_batch() -> dict:
-    """Patches so large that activations need far more memory than weights."""
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randint(0, 4, (2, 1, PATCH, PATCH, PATCH), generator=generator, dtype=torch.int16)
-    images = torch.randn(4, 1, PATCH, PATCH, PATCH, generator=generator)
-    return {
-        "data": images[:2].pin_memory(),
-        "unlabeled": images[2:].pin_memory(),
-        "target": [target.pin_memory(), target[..., ::2, ::2, ::2].contiguous().pin_memory()],
-        "keys": ["a", "b"],
-    }
-
-
-def reserved_by_steps(trainer, number: int = 2) -> int:
-    """Bytes that the allocator holds at most during some steps."""
+def reserved_by_two_steps(trainer) -> int:
+    """Bytes that the allocator holds at most during two steps."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    for _ in range(number):
-        trainer.train_step(large_batch())
+    for _ in range(2):
+        trainer.train_step(batch_of("cuda", PATCH))
     torch.cuda.synchronize()
     return torch.cuda.max_memory_reserved()
 
@@ -56,16 +43,16 @@ def memory_capped_at(num_bytes: float) -> Iterator[None]:
 
 def test_trains_within_little_more_than_a_stock_step_and_says_so(tiny_dataset) -> None:
     stock = stock_trainer(tiny_dataset, CUDA)
-    of_stock = reserved_by_steps(stock)
+    of_stock = reserved_by_two_steps(stock)
     del stock
     normal = pair_trainer(tiny_dataset, CUDA, low_memory="off")
-    assert reserved_by_steps(normal) > 1.5 * of_stock  # or the cap would prove nothing
+    assert reserved_by_two_steps(normal) > 1.5 * of_stock  # or the cap would prove nothing
     del normal
     trainer = pair_trainer(tiny_dataset, CUDA)
     printed: list[str] = []
     trainer.print_to_log_file = lambda *texts, **_: printed.append(" ".join(map(str, texts)))
     with memory_capped_at(1.15 * of_stock):
-        reserved_by_steps(trainer)
+        reserved_by_two_steps(trainer)
     assert trainer.step_mode.name.startswith("low memory")
     assert any("does not fit into the memory" in line for line in printed)
     assert trainer.statistics.finite_steps == 2
@@ -85,7 +72,7 @@ def test_gradients_are_those_of_the_normal_mode(tiny_dataset, monkeypatch) -> No
             return step(*args, **kwargs)
 
         monkeypatch.setattr(trainer.optimizer, "step", recorded)
-        trainer.train_step(large_batch())
+        trainer.train_step(batch_of("cuda", PATCH))
         gradients.append(seen[0])
     difference = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
     assert gradients[0].isfinite().all() and difference < 0.02  # mixed precision; float64 is tested on the CPU

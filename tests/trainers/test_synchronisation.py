@@ -48,12 +48,12 @@ class ScalarReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def batch_of(device: str = "cpu") -> dict:
+def batch_of(device: str = "cpu", size: int = 16) -> dict:
     generator = torch.Generator().manual_seed(0)
-    target = torch.randint(0, 4, (2, 1, 16, 16, 16), generator=generator, dtype=torch.int16)
+    target = torch.randint(0, 4, (2, 1, size, size, size), generator=generator, dtype=torch.int16)
     batch = {
-        "data": torch.randn(2, 1, 16, 16, 16, generator=generator),
-        "unlabeled": torch.randn(2, 1, 16, 16, 16, generator=generator),
+        "data": torch.randn(2, 1, size, size, size, generator=generator),
+        "unlabeled": torch.randn(2, 1, size, size, size, generator=generator),
         "target": [target, target[..., ::2, ::2, ::2].contiguous()],
         "keys": ["a", "b"],
     }
