@@ -10,7 +10,8 @@ A row is ``label=trainer``, then ``:setting=value,...`` for settings of nnunet_d
 ``oversample_foreground``), then ``@all`` to train on the labels of the unlabeled cases too (the upper bound), ``*N`` to
 train N times as many epochs, or ``~LABEL`` to train as long as the row LABEL took in the same seed, at the speed of a
 row of the same trainer that ran before (equal wall-clock). The trainer ``two-stage`` is self-training with stock
-nnU-Net (scripts/self_training.py), half of its epochs for each stage.
+nnU-Net (scripts/self_training.py), half of its epochs for each stage; ``two-stage:trainer=nnUNetTrainerNoMirroring``
+chooses another trainer of nnU-Net for both.
 Calling the script again continues: finished runs are skipped, killed ones go on from their last checkpoint.
 ``--print-commands`` prints every run as a command of its own, for a cluster's scheduler. Results:
 ``<work>/results.jsonl``; the folders are those of nnU-Net, so `nnunet_dhc compare` reads them. With ``--predict``, the
@@ -46,6 +47,7 @@ _ROW = re.compile(
 _COMMA = re.compile(r",(?![^\[]*\])")  # between settings, not within a list
 STOCK, TWO_STAGE = "nnUNetTrainer", "two-stage"
 OVERSAMPLE = "oversample_foreground"
+_SETTINGS_OF_STOCK = {STOCK: {OVERSAMPLE}, TWO_STAGE: {"trainer"}}
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ class Row:
             raise UserError(f"--rows {text}: write label=trainer[:setting=value,...][@all][*N][~LABEL]")
         settings = dict(parse_setting(part) for part in _COMMA.split(match["settings"] or "") if part)
         ours = is_trainer_name(match["trainer"])
-        if not ours and set(settings) - ({OVERSAMPLE} if match["trainer"] == STOCK else set()):
-            raise UserError(f"--rows {text}: {match['trainer']} takes no settings, stock nnU-Net {OVERSAMPLE} alone")
+        if not ours and set(settings) - _SETTINGS_OF_STOCK.get(match["trainer"], set()):
+            raise UserError(
+                f"--rows {text}: stock nnU-Net takes the setting {OVERSAMPLE} alone, {TWO_STAGE} the setting trainer"
+            )
         if match["as_long_as"] and ours:
             raise UserError(
                 f"--rows {text}: ~ is for stock nnU-Net and {TWO_STAGE}; ours take their epochs from the plans"
@@ -111,7 +115,7 @@ class Run:
 
     @property
     def nnunet_trainer(self) -> str:
-        return STOCK if self.row.trainer == TWO_STAGE else self.row.trainer
+        return self.row.settings.get("trainer", STOCK) if self.row.trainer == TWO_STAGE else self.row.trainer
 
     @property
     def folder(self) -> Path:
@@ -154,6 +158,8 @@ class Run:
                 *common,
                 "0",
                 "1",
+                "-tr",
+                self.nnunet_trainer,
                 *plans,
                 "--epochs",
                 str(max(1, epochs // 2)),
@@ -268,7 +274,7 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
                 "num_epochs": round(args.epochs * row.times),
                 "num_iterations_per_epoch": args.iterations,
                 "num_val_iterations_per_epoch": args.val_iterations,
-                **row.settings,
+                **({} if row.trainer == TWO_STAGE else row.settings),
             },
         )
 

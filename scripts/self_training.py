@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("configuration")
     parser.add_argument("teacher_fold", type=int)
     parser.add_argument("student_fold", type=int)
+    parser.add_argument("-tr", default="nnUNetTrainer", help="a trainer of nnU-Net, for both stages")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS")
     parser.add_argument("-device", default="cuda", choices=["cpu", "cuda", "mps"])
     parser.add_argument("--epochs", type=int, required=True, help="epochs of each stage")
@@ -59,6 +60,8 @@ def train(args, fold: int, environment: dict, results: Path | None = None) -> No
         args.dataset,
         args.configuration,
         str(fold),
+        "-tr",
+        args.tr,
         "-p",
         args.p,
         "-device",
@@ -92,6 +95,8 @@ def predict_unlabeled(args, work: Path, labels: Path) -> None:
             args.configuration,
             "-f",
             str(args.teacher_fold),
+            "-tr",
+            args.tr,
             "-p",
             args.p,
             "-i",

@@ -150,6 +150,7 @@ class CoTrainingObjective:
         weights_a: Tensor,
         weights_b: Tensor,
         unsupervised: bool = True,
+        unlabeled_targets: tuple[Tensor, Tensor] | None = None,
     ) -> CoTrainingTerms:
         """Losses of both networks.
 
@@ -159,9 +160,18 @@ class CoTrainingObjective:
             pseudo_a, pseudo_b: Pseudo labels of the joint batch at full resolution.
             weights_a, weights_b: Class weights, (k,).
             unsupervised: False leaves U_A and U_B at 0.
+            unlabeled_targets: What A and B learn on the unlabeled patches instead of the other one's pseudo label.
         """
-        target_a = self.peer_target(pseudo_b, outputs_b[0]) if unsupervised else None
-        target_b = self.peer_target(pseudo_a, outputs_a[0]) if unsupervised else None
+        target_a = target_b = None
+        if unsupervised:
+            target_a = self.peer_target(pseudo_b, outputs_b[0])
+            target_b = self.peer_target(pseudo_a, outputs_a[0])
+            if unlabeled_targets is not None:
+                num_labeled = targets[0].shape[0]
+                target_a, target_b = (
+                    torch.cat((made_now[:num_labeled], given.to(made_now.dtype)))
+                    for made_now, given in zip((target_a, target_b), unlabeled_targets, strict=True)
+                )
         sums_a, sums_b = self.sums(outputs_a, targets, target_a), self.sums(outputs_b, targets, target_b)
         return self.losses(sums_a, sums_b, weights_a, weights_b)
 

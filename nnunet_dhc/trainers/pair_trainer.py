@@ -33,6 +33,7 @@ from nnunet_dhc.nnunet.training.host_memory import keep_freed_memory
 from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, mirroring_note
 from nnunet_dhc.nnunet.training.objective import build_objective, class_names
 from nnunet_dhc.nnunet.training.paired_loader import PairedLoader
+from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled
 from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data
 from nnunet_dhc.nnunet.training.recipe import Recipe, recipe_from_plans
 from nnunet_dhc.nnunet.training.run_files import RunFiles
@@ -261,14 +262,20 @@ class PairTrainer(ReliableTrainer):
         targets = [target.to(self.device, non_blocking=True) for target in targets]
         images = batch["data"].to(self.device, non_blocking=True)
         has_unlabeled = batch["unlabeled"] is not None
-        if has_unlabeled:
-            images = torch.cat((images, batch["unlabeled"].to(self.device, non_blocking=True)))
         unsupervised = self.uses_unlabeled and has_unlabeled
+        unlabeled_targets = None
+        if has_unlabeled:
+            unlabeled = batch["unlabeled"].to(self.device, non_blocking=True)
+            if unsupervised and self.recipe.paste_side > 0:
+                unlabeled, unlabeled_targets = mixed_with_labeled(
+                    self, images, targets[0], unlabeled, self.recipe.paste_side
+                )
+            images = torch.cat((images, unlabeled))
         # The schedule draws unlabeled patches in a part of the steps; there they count so much more.
         loss_weight = self.loss_weight / self.unlabeled_rate if unsupervised else 0.0
 
         measures_shares = unsupervised and self._shares_due  # the same on all ranks: the measurement reduces over them
-        inputs = StepInputs(images, targets, unsupervised, loss_weight, measures_shares)
+        inputs = StepInputs(images, targets, unsupervised, loss_weight, measures_shares, unlabeled_targets)
         self.optimizer.zero_grad(set_to_none=True)
         outcome = self.step_mode.gradients(self, inputs)
         norms = self._clip_gradients()

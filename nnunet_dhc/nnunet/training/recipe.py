@@ -116,6 +116,12 @@ class Recipe:
         "draw unlabeled patches in every step, or as often as lambda / lambda_max says",
     )
     unlabeled_minimum_rate: float = _setting(0.1, _between(0, 1), 'lowest rate of the schedule "ramp"')
+    paste_side: float = _setting(
+        0.0,
+        _between(0, 1),
+        "side of the box that unlabeled patches exchange with labeled ones, as a part of the patch; 0 = unlabeled "
+        "patches stay whole",
+    )
     initialization_a: str = _setting("plans", _choice("plans", "kaiming", "xavier"), "initialisation of A")
     initialization_b: str = _setting("plans", _choice("plans", "kaiming", "xavier"), "initialisation of B")
     architecture_b: dict = _setting(

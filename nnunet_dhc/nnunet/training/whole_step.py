@@ -29,6 +29,7 @@ class StepInputs:
         unsupervised: Whether the pseudo labels supervise anything in this step.
         loss_weight: Lambda of this step.
         measures_shares: Whether to measure how much of the gradient is unsupervised; it waits for the device.
+        unlabeled_targets: What A and B learn on the unlabeled patches, if not the other one's pseudo labels of them.
     """
 
     images: Tensor
@@ -36,6 +37,7 @@ class StepInputs:
     unsupervised: bool
     loss_weight: float
     measures_shares: bool = False
+    unlabeled_targets: tuple[Tensor, Tensor] | None = None
 
     @property
     def num_labeled(self) -> int:
@@ -74,7 +76,15 @@ def whole_step(trainer: PairTrainer, inputs: StepInputs, in_halves: bool = False
         pseudo_a, pseudo_b = objective.pseudo_labels(outputs_a[0], outputs_b[0])
         weights_a, weights_b, counts = objective.update_weights(pseudo_a, pseudo_b, inputs.targets[0])
         terms = objective.terms(
-            outputs_a, outputs_b, inputs.targets, pseudo_a, pseudo_b, weights_a, weights_b, inputs.unsupervised
+            outputs_a,
+            outputs_b,
+            inputs.targets,
+            pseudo_a,
+            pseudo_b,
+            weights_a,
+            weights_b,
+            inputs.unsupervised,
+            inputs.unlabeled_targets,
         )
         total = terms.total(inputs.loss_weight)
     non_finite = keep_weightings_unless_finite(trainer, before, total)
