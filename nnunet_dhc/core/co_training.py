@@ -30,6 +30,7 @@ class LossComposition:
     unsupervised_on_labeled: bool = True
     unsupervised_deep_supervision: bool = True
     confidence_threshold: float = 0.0
+    pastes_reference: bool = False
     counts_from_labeled: bool = False
     weight_mean_one: bool = False
     weight_minimum: float = 0.0
@@ -160,18 +161,16 @@ class CoTrainingObjective:
             pseudo_a, pseudo_b: Pseudo labels of the joint batch at full resolution.
             weights_a, weights_b: Class weights, (k,).
             unsupervised: False leaves U_A and U_B at 0.
-            unlabeled_targets: What A and B learn on the unlabeled patches instead of the other one's pseudo label.
+            unlabeled_targets: What A and B learn on the unlabeled patches, if not the other one's pseudo label of them;
+                from `pasted_target`.
         """
         target_a = target_b = None
         if unsupervised:
-            target_a = self.peer_target(pseudo_b, outputs_b[0])
-            target_b = self.peer_target(pseudo_a, outputs_a[0])
+            made_now = targets[0].shape[0] if unlabeled_targets is not None else pseudo_a.shape[0]
+            target_a = self.peer_target(pseudo_b[:made_now], outputs_b[0][:made_now])
+            target_b = self.peer_target(pseudo_a[:made_now], outputs_a[0][:made_now])
             if unlabeled_targets is not None:
-                num_labeled = targets[0].shape[0]
-                target_a, target_b = (
-                    torch.cat((made_now[:num_labeled], given.to(made_now.dtype)))
-                    for made_now, given in zip((target_a, target_b), unlabeled_targets, strict=True)
-                )
+                target_a, target_b = map(torch.cat, zip((target_a, target_b), unlabeled_targets, strict=True))
         sums_a, sums_b = self.sums(outputs_a, targets, target_a), self.sums(outputs_b, targets, target_b)
         return self.losses(sums_a, sums_b, weights_a, weights_b)
 
@@ -183,10 +182,14 @@ class CoTrainingObjective:
             pseudo_label: From `pseudo_labels`.
             logits: The full-resolution logits that it was made from.
         """
+        if not self._peers_ignore:
+            return pseudo_label
         threshold = self.composition.confidence_threshold
-        if threshold > 0:
-            return self.labels.with_ignore().keep_confident(pseudo_label, logits.detach(), threshold)
-        return pseudo_label
+        return self.labels.with_ignore().keep_confident(pseudo_label, logits.detach(), threshold)
+
+    def pasted_target(self, mask: Tensor, reference: Tensor, peer_target: Tensor) -> Tensor:
+        """The reference in the mask, (b, 1, *spatial), the other network's pseudo label elsewhere."""
+        return self.labels.reference_where(mask, reference, peer_target)
 
     def sums(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], peer_target: Tensor | None) -> TermSums:
         """All that the losses of one network need of the voxels of some patches, labeled ones first.
@@ -261,7 +264,13 @@ class CoTrainingObjective:
 
     @property
     def _peer_labels(self) -> LabelSpace:
-        return self.labels.with_ignore() if self.composition.confidence_threshold > 0 else self.labels.without_ignore()
+        return self.labels.with_ignore() if self._peers_ignore else self.labels.without_ignore()
+
+    @property
+    def _peers_ignore(self) -> bool:
+        """Whether voxels of what a network learns from the other one may be ignored."""
+        composition = self.composition
+        return composition.confidence_threshold > 0 or (composition.pastes_reference and self.labels.may_ignore)
 
     @property
     def _unsupervised_factors(self) -> tuple[float, ...]:

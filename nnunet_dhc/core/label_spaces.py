@@ -88,6 +88,24 @@ class LabelSpace(ABC):
             threshold: In [0, 1]. For regions a voxel is kept if every region is decided with that probability.
         """
 
+    @property
+    @abstractmethod
+    def may_ignore(self) -> bool:
+        """Whether voxels of a reference may be ignored."""
+
+    @abstractmethod
+    def reference_where(self, mask: Tensor, reference: Tensor, pseudo_label: Tensor) -> Tensor:
+        """The reference in the mask, the pseudo label elsewhere.
+
+        Args:
+            mask: Shape (b, 1, x, y[, z]), bool.
+            reference: Target of the same patches.
+            pseudo_label: A target of `with_ignore()` if voxels of the reference may be ignored.
+
+        Returns:
+            A target of the kind and dtype of the pseudo label.
+        """
+
     @abstractmethod
     def loss_sums(self, logits: Tensor, target: Tensor, overlap: bool = True) -> LossSums:
         """Everything the losses need of the voxels; `overlap` is needed for Dice only."""
@@ -198,6 +216,15 @@ class ClassLabels(LabelSpace):
         confidence = logits.float().softmax(1).amax(1, keepdim=True)
         return torch.where(confidence >= threshold, pseudo_label, self.num_classes)
 
+    @property
+    def may_ignore(self) -> bool:
+        return self.ignore_label is not None
+
+    def reference_where(self, mask: Tensor, reference: Tensor, pseudo_label: Tensor) -> Tensor:
+        if self.ignore_label is not None:
+            reference = reference.masked_fill(reference == self.ignore_label, self.num_classes)
+        return torch.where(mask, reference.to(pseudo_label.dtype), pseudo_label)
+
     def count(self, target: Tensor) -> Tensor:
         return count_voxels(target, self.num_classes, self.ignore_label)
 
@@ -271,6 +298,15 @@ class RegionLabels(LabelSpace):
         # sigmoid(|z|) is the probability of the decision, whichever it is
         unsure = (logits.float().abs().sigmoid() < threshold).any(1, keepdim=True)
         return torch.cat([pseudo_label, unsure], 1)
+
+    @property
+    def may_ignore(self) -> bool:
+        return self.has_ignore_channel
+
+    def reference_where(self, mask: Tensor, reference: Tensor, pseudo_label: Tensor) -> Tensor:
+        if reference.shape[1] < pseudo_label.shape[1]:
+            reference = torch.cat([reference, torch.zeros_like(reference[:, :1])], 1)  # none of it is ignored
+        return torch.where(mask, reference.to(pseudo_label.dtype), pseudo_label)
 
     def count(self, target: Tensor) -> Tensor:
         member, valid = self._split(target)

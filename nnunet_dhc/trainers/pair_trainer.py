@@ -70,6 +70,8 @@ class PairTrainer(ReliableTrainer):
         )
         if self.recipe.oversample_foreground is not None:
             self.oversample_foreground_percent = self.recipe.oversample_foreground
+            # nnU-Net rounds the part to whole patches of a batch otherwise: of two, 0.75 would be both
+            self.probabilistic_oversampling = True
         self.save_every = sys.maxsize  # we write checkpoint_latest ourselves, after _best_ema of the epoch is known
         self.seed = seeding.requested_seed()
         self.data: TrainingData | None = None

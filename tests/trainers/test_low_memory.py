@@ -27,6 +27,7 @@ SETTINGS = {
     "per sample": {"dice_pooled_over_batch": False, "unsupervised_dice": 0.7},
     "on unlabeled": {"unsupervised_on": "unlabeled", "unsupervised_deep_supervision": False},
     "confident": {"confidence_threshold": 0.3, "unsupervised_dice": 0.7},
+    "pasted": {"paste_side": 0.5, "unsupervised_dice": 0.7},
     "all counts": {"weighting_a": "simis", "weighting_b": "crest", "counts_from": "labeled"},
 }
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "small": 3}

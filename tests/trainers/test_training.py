@@ -274,9 +274,10 @@ def test_pair_gives_what_it_is_asked_for():
 def test_labeled_patches_around_foreground(tiny_dataset):
     trainer = make_trainer(tiny_dataset, oversample_foreground=0.5)
     trainer.initialize()
-    assert trainer.oversample_foreground_percent == 0.5
+    assert trainer.oversample_foreground_percent == 0.5 and trainer.probabilistic_oversampling
     assert make_trainer(tiny_dataset).oversample_foreground_percent == 1.0  # recommended
     ours = make_trainer(tiny_dataset, "nnUNetTrainerCPS")
     plans = {**ours.plans_manager.plans, "continue_training": False}
     stock = nnUNetTrainer(plans, "3d_fullres", 0, ours.dataset_json, torch.device("cpu"))
     assert ours.oversample_foreground_percent == stock.oversample_foreground_percent < 1
+    assert ours.probabilistic_oversampling == stock.probabilistic_oversampling

@@ -101,7 +101,10 @@ class _LowMemoryStep:
             outputs_b = self._outputs("b", number)
             pseudo_a, pseudo_b = objective.pseudo_labels(outputs_a[0], outputs_b[0])
             target_a = target_b = None
-            if self.inputs.unsupervised:
+            given = self._given_targets(number)
+            if given is not None:
+                target_a, target_b = given
+            elif self.inputs.unsupervised:
                 target_a = objective.peer_target(pseudo_b, outputs_b[0])
                 target_b = objective.peer_target(pseudo_a, outputs_a[0])
             for network, outputs, pseudo, target in (
@@ -138,6 +141,14 @@ class _LowMemoryStep:
     def _targets(self, number: int) -> list[Tensor]:
         group = self.groups[number]
         return [target[group.rows] for target in self.inputs.targets] if group.is_labeled else []
+
+    def _given_targets(self, number: int) -> list[Tensor] | None:
+        """What A and B learn on a group, if not the other one's pseudo label."""
+        group, num_labeled = self.groups[number], self.inputs.num_labeled
+        if group.is_labeled or self.inputs.unlabeled_targets is None:
+            return None
+        rows = slice(group.rows.start - num_labeled, group.rows.stop - num_labeled)
+        return [target[rows] for target in self.inputs.unlabeled_targets]
 
     @contextmanager
     def _random_state_of(self, network: str, number: int) -> Iterator[None]:

@@ -35,8 +35,9 @@ def mixed_with_labeled(
     with mixed_precision(trainer.device), trainer.pair.giving("both"):
         logits_a, logits_b = (as_list(outputs)[0] for outputs in trainer.network(unlabeled))
     pseudo_a, pseudo_b = objective.pseudo_labels(logits_a, logits_b)
-    target_a, target_b = objective.peer_target(pseudo_b, logits_b), objective.peer_target(pseudo_a, logits_a)
     masks = box_masks(len(unlabeled), unlabeled.shape[2:], side).to(unlabeled.device)
-    reference = target.to(target_a.dtype)
-    mixed = torch.where(masks, labeled, unlabeled)
-    return mixed, (torch.where(masks, reference, target_a), torch.where(masks, reference, target_b))
+    targets = (
+        objective.pasted_target(masks, target, objective.peer_target(pseudo, logits))
+        for pseudo, logits in ((pseudo_b, logits_b), (pseudo_a, logits_a))
+    )
+    return torch.where(masks, labeled, unlabeled), tuple(targets)

@@ -130,7 +130,8 @@ class Recipe:
     oversample_foreground: float | None = _setting(
         None,
         _or_null(_between(0, 1)),
-        "part of the labeled patches that are drawn around a voxel of a random class; null = nnU-Net's 0.33",
+        "probability that a labeled patch is drawn around a voxel of a random class, not anywhere in the scan; null = "
+        "nnU-Net's 0.33, rounded to whole patches of a batch",
     )
     mirror_axes: list | str | None = _setting(
         "auto",

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unlabeled patches that exchange a box with labeled ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_training import log_lines, make_trainer
+from two_ranks import batches, start
+
+from nnunet_dhc.nnunet.training import pasted_patches
+from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled
+
+IGNORE = {"background": 0, "large": 1, "middle": 2, "small": 3, "ignore": 4}
+
+
+def started(dataset, **settings):
+    """A trainer in float64 before its first step; no case is loaded."""
+    trainer = make_trainer(dataset, lambda_max=1.0, ramp_length=0.0, unsupervised_on="unlabeled", **settings)
+    trainer.print_to_log_file = lambda *_, **__: None
+    start(trainer)
+    return trainer
+
+
+def mixed(trainer, batch, side: float = 0.5):
+    """Images, targets and the mask that they were mixed by."""
+    torch.manual_seed(4)
+    masks = pasted_patches.box_masks(3, (8, 8, 8), side)
+    torch.manual_seed(4)
+    images, targets = mixed_with_labeled(trainer, batch["data"], batch["target"][0], batch["unlabeled"], side)
+    return images, targets, masks
+
+
+def test_pseudo_labels_are_those_of_the_whole_unlabeled_patch(tiny_dataset) -> None:
+    trainer, batch = started(tiny_dataset, paste_side=0.5), batches(1)[0]
+    images, targets, masks = mixed(trainer, batch)
+    assert torch.equal(images, torch.where(masks, batch["data"], batch["unlabeled"]))
+    with torch.no_grad():
+        network_a, network_b = trainer.pair.sub_networks
+        peers = [network(batch["unlabeled"])[0].argmax(1, keepdim=True) for network in (network_b, network_a)]
+    assert not torch.equal(*peers)
+    for target, peer in zip(targets, peers, strict=True):
+        assert torch.equal(target.long(), torch.where(masks, batch["target"][0], peer))
+        assert not target.requires_grad
+
+
+def test_ignored_voxels_are_ignored_where_they_are_pasted(tiny_dataset, monkeypatch) -> None:
+    monkeypatch.setattr(type(tiny_dataset), "dataset_json", {**tiny_dataset.dataset_json, "labels": IGNORE})
+    trainer, batch = started(tiny_dataset, paste_side=0.5), batches(1)[0]
+    for target in batch["target"]:
+        target[0] = 4
+    _, targets, masks = mixed(trainer, batch)
+    for target in targets:
+        assert (target[0][masks[0]] == 4).all() and (target[0][~masks[0]] < 4).all()
+    assert torch.isfinite(torch.as_tensor(trainer.train_step(batch)["loss"]))
+
+
+def test_what_lies_in_the_box_is_learned_from_the_reference(tiny_dataset, monkeypatch) -> None:
+    """With the whole patch as box, nothing of the pseudo labels is left in the loss, only in the class weights."""
+    monkeypatch.setattr(pasted_patches, "box_masks", lambda *_: torch.ones(3, 1, 8, 8, 8, dtype=torch.bool))
+    batch = batches(1)[0]
+    other = {**batch, "unlabeled": batch["unlabeled"] + 1}
+    losses = []
+    for step in (batch, other):
+        trainer = started(tiny_dataset, paste_side=0.5, weighting_a="none", weighting_b="none")
+        losses.append(float(trainer.train_step(step)["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def test_setting_changes_the_step(tiny_dataset) -> None:
+    losses = []
+    for settings in ({}, {"paste_side": 0.5}):
+        trainer = started(tiny_dataset, **settings)
+        torch.manual_seed(4)
+        losses.append(float(trainer.train_step(batches(1)[0])["loss"]))
+    assert losses[0] != losses[1]
+
+
+def test_training_with_pasted_patches(tiny_dataset) -> None:
+    trainer = make_trainer(tiny_dataset, paste_side=0.5, unlabeled_schedule="always", unsupervised_dice=1.0)
+    trainer.run_training()
+    assert [line["epoch"] for line in log_lines(trainer)] == [0, 1]
+    assert all(line["unsupervised_gradient_share"] > 0 for line in log_lines(trainer)[1:])
