@@ -161,14 +161,14 @@ class CoTrainingObjective:
             pseudo_a, pseudo_b: Pseudo labels of the joint batch at full resolution.
             weights_a, weights_b: Class weights, (k,).
             unsupervised: False leaves U_A and U_B at 0.
-            unlabeled_targets: What A and B learn on the unlabeled patches, if not the other one's pseudo label of them;
-                from `pasted_target`.
+            unlabeled_targets: What A and B learn on the unlabeled patches, if not the other one's pseudo label of them.
         """
         target_a = target_b = None
         if unsupervised:
-            made_now = targets[0].shape[0] if unlabeled_targets is not None else pseudo_a.shape[0]
-            target_a = self.peer_target(pseudo_b[:made_now], outputs_b[0][:made_now])
-            target_b = self.peer_target(pseudo_a[:made_now], outputs_a[0][:made_now])
+            made_now = slice(targets[0].shape[0] if unlabeled_targets is not None else None)
+            target_a, target_b = self.peer_targets(
+                pseudo_a[made_now], pseudo_b[made_now], outputs_a[0][made_now], outputs_b[0][made_now]
+            )
             if unlabeled_targets is not None:
                 target_a, target_b = map(torch.cat, zip((target_a, target_b), unlabeled_targets, strict=True))
         sums_a, sums_b = self.sums(outputs_a, targets, target_a), self.sums(outputs_b, targets, target_b)
@@ -187,9 +187,11 @@ class CoTrainingObjective:
         threshold = self.composition.confidence_threshold
         return self.labels.with_ignore().keep_confident(pseudo_label, logits.detach(), threshold)
 
-    def pasted_target(self, mask: Tensor, reference: Tensor, peer_target: Tensor) -> Tensor:
-        """The reference in the mask, (b, 1, *spatial), the other network's pseudo label elsewhere."""
-        return self.labels.reference_where(mask, reference, peer_target)
+    def peer_targets(
+        self, pseudo_a: Tensor, pseudo_b: Tensor, logits_a: Tensor, logits_b: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What A learns from B and B from A, see `peer_target`."""
+        return self.peer_target(pseudo_b, logits_b), self.peer_target(pseudo_a, logits_a)
 
     def sums(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], peer_target: Tensor | None) -> TermSums:
         """All that the losses of one network need of the voxels of some patches, labeled ones first.

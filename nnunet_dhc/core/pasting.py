@@ -27,7 +27,7 @@ def box_masks(num_patches: int, spatial_shape: Sequence[int], side: float) -> Te
             length = max(1, round(side * size))
             start = int(torch.randint(size - length + 1, ()))
             box.append(slice(start, start + length))
-        mask[(0, *box)] = True
+        mask[0][tuple(box)] = True
         if torch.rand(()) < 0.5:
             mask.logical_not_()
     return masks

@@ -105,8 +105,7 @@ class _LowMemoryStep:
             if given is not None:
                 target_a, target_b = given
             elif self.inputs.unsupervised:
-                target_a = objective.peer_target(pseudo_b, outputs_b[0])
-                target_b = objective.peer_target(pseudo_a, outputs_a[0])
+                target_a, target_b = objective.peer_targets(pseudo_a, pseudo_b, outputs_a[0], outputs_b[0])
             for network, outputs, pseudo, target in (
                 ("a", outputs_a, pseudo_a, target_a), ("b", outputs_b, pseudo_b, target_b),
             ):

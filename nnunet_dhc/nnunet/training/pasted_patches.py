@@ -36,8 +36,8 @@ def mixed_with_labeled(
         logits_a, logits_b = (as_list(outputs)[0] for outputs in trainer.network(unlabeled))
     pseudo_a, pseudo_b = objective.pseudo_labels(logits_a, logits_b)
     masks = box_masks(len(unlabeled), unlabeled.shape[2:], side).to(unlabeled.device)
-    targets = (
-        objective.pasted_target(masks, target, objective.peer_target(pseudo, logits))
-        for pseudo, logits in ((pseudo_b, logits_b), (pseudo_a, logits_a))
+    target_a, target_b = (
+        objective.labels.reference_where(masks, target, peer_target)
+        for peer_target in objective.peer_targets(pseudo_a, pseudo_b, logits_a, logits_b)
     )
-    return torch.where(masks, labeled, unlabeled), tuple(targets)
+    return torch.where(masks, labeled, unlabeled), (target_a, target_b)
