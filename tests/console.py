@@ -105,6 +105,16 @@ class Running:
                 found.append(int(entry))
         return found
 
+    def left_over(self, grace: float = 15.0) -> list[int]:
+        """Processes of its session that outlive the command by more than this many seconds.
+
+        Python's resource tracker, and a worker that was just being spawned, notice only then that their parent is gone.
+        """
+        end = time.monotonic() + grace
+        while (left := self.members()) and time.monotonic() < end:
+            time.sleep(0.05)
+        return left
+
     def workers(self) -> list[int]:
         """Data workers: forked from the command, so that they have its command line."""
         own = _command_line(self.process.pid)

@@ -60,7 +60,7 @@ class Fault:
                 running.wait_for(self.wait_for)
                 self.meanwhile(running)
             outcome = running.finish()
-            left = running.members()
+            left = running.left_over()
         finally:
             running.kill()
         assert not left, f"{len(left)} processes are left"
