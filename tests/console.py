@@ -105,10 +105,10 @@ class Running:
                 found.append(int(entry))
         return found
 
-    def left_over(self, grace: float = 15.0) -> list[int]:
+    def left_over(self, grace: float = 5.0) -> list[int]:
         """Processes of its session that outlive the command by more than this many seconds.
 
-        Python's resource tracker, and a worker that was just being spawned, notice only then that their parent is gone.
+        Python's resource tracker ends only when it notices that its parent is gone.
         """
         end = time.monotonic() + grace
         while (left := self.members()) and time.monotonic() < end:

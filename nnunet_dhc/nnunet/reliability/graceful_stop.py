@@ -22,7 +22,6 @@ _SIGNALS = tuple(
 )
 # Clusters kill what has not ended some seconds (Docker: 10, SLURM: 30) after SIGTERM.
 _CLEANING_LIMIT_S = 8.0
-_ROUNDS = 3
 
 
 class Stopped(KeyboardInterrupt):
@@ -116,19 +115,14 @@ def end_processes(started_before: Iterable[Any], streams: Iterable[Any]) -> None
     for stream in streams:
         if getattr(stream, "abort_event", None) is not None:
             stream.abort_event.set()  # or its thread would report the workers as dead
-    left_alone = set(started_before)
-    # a pool that still runs replaces a worker that ended, so that one round can leave a new one
-    for _ in range(_ROUNDS):
-        started = [process for process in multiprocessing.active_children() if process not in left_alone]
-        if not started:
-            break
-        for process in started:
-            process.terminate()
-        for process in started:
+    started = [process for process in multiprocessing.active_children() if process not in set(started_before)]
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.join(2)
+        if process.is_alive():
+            process.kill()
             process.join(2)
-            if process.is_alive():
-                process.kill()
-                process.join(2)
     for stream in streams:
         if hasattr(stream, "_finish"):
             stream._finish(timeout=2, force=True)
