@@ -8,12 +8,21 @@ from nnunet_dhc.trainers.pair_trainer import PairTrainer
 class nnUNetTrainerDHC(PairTrainer):
     """Recommended recipe of DHC (Wang & Li, MICCAI 2023).
 
-    Unlabeled patches come as often as lambda says, labeled ones lie around foreground, and the class weights, which
+    The unsupervised term is that of mixed patches: an unlabeled patch exchanges a box with a labeled one (Bai et al.,
+    CVPR 2023), and each sub-network learns the mixture from the reference within the box and from the other's pseudo
+    label of the whole unlabeled patch around it. Such patches come as often as lambda says. The class weights, which
     find the rare structures early, become equal until the end.
 
     Deviations from the released code, with reasons and measurements: docs/explanation/recipes.md.
     """
 
     recipe = Recipe(
-        unlabeled_schedule="ramp", oversample_foreground=1.0, weight_minimum=0.02, weight_exponent_final=0.0
+        unlabeled_schedule="ramp",
+        paste_side=0.67,
+        lambda_max=1.0,
+        unsupervised_dice=1.0,
+        unsupervised_on="unlabeled",
+        oversample_foreground=0.33,
+        weight_minimum=0.02,
+        weight_exponent_final=0.0,
     )

@@ -86,7 +86,7 @@ def test_control_opens_no_unlabeled_case(tiny_dataset):
 def test_log_shows_the_share_of_the_unsupervised_term(tiny_dataset):
     """Lambda starts at 0.7 % of its maximum: the share of the gradient starts near 0 and is large at the full ramp."""
     at_start = log_lines(train(tiny_dataset))[0]
-    assert at_start["lambda"] == pytest.approx(0.1 * np.exp(-5), rel=1e-4)
+    assert at_start["lambda"] == pytest.approx(np.exp(-5), rel=1e-4)
     assert 0 < at_start["unsupervised_gradient_share"] < 0.05
     full = log_lines(train(tiny_dataset, **FULL_RAMP))[0]
     assert full["lambda"] == 1
@@ -107,7 +107,7 @@ def test_files_of_a_run(tiny_dataset):
     run = json.loads((folder / "dhc_run.json").read_text())
     assert run["counts"] == {"labeled": 2, "validation": 1, "unlabeled": 5}
     assert sorted(run["cases"]["unlabeled"]) == sorted(FOLD["unlabeled"] + tiny_dataset.unlabeled)
-    assert run["seed"] == 7 and run["finished"] and run["recipe"]["lambda_max"] == 0.1
+    assert run["seed"] == 7 and run["finished"] and run["recipe"]["lambda_max"] == 1
     assert (folder / "dhc_progress.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "progress.png").is_file() and (folder / "checkpoint_final.pth").is_file()
     assert not (folder / "checkpoint_latest.pth").exists()
@@ -275,7 +275,7 @@ def test_labeled_patches_around_foreground(tiny_dataset):
     trainer = make_trainer(tiny_dataset, oversample_foreground=0.5)
     trainer.initialize()
     assert trainer.oversample_foreground_percent == 0.5 and trainer.probabilistic_oversampling
-    assert make_trainer(tiny_dataset).oversample_foreground_percent == 1.0  # recommended
+    assert make_trainer(tiny_dataset).oversample_foreground_percent == 0.33  # recommended
     ours = make_trainer(tiny_dataset, "nnUNetTrainerCPS")
     plans = {**ours.plans_manager.plans, "continue_training": False}
     stock = nnUNetTrainer(plans, "3d_fullres", 0, ours.dataset_json, torch.device("cpu"))
