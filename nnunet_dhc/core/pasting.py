@@ -9,25 +9,28 @@ import torch
 from torch import Tensor
 
 
-def box_masks(num_patches: int, spatial_shape: Sequence[int], side: float) -> Tensor:
+def box_masks(
+    num_patches: int, spatial_shape: Sequence[int], side: float, device: torch.device | str = "cpu"
+) -> Tensor:
     """A box at a random place for every patch, or with probability 1/2 all that lies outside of it.
 
     Args:
         num_patches: b.
         spatial_shape: Sizes of a patch along x, y[, z], in voxels.
         side: Length of the box along each axis as a part of the patch, in (0, 1].
+        device: Where the masks go; nothing waits for it.
 
     Returns:
-        Shape (b, 1, *spatial_shape), bool, on the CPU; torch's global generator draws it.
+        Shape (b, 1, *spatial_shape), bool; torch's global generator of the CPU draws them.
     """
-    masks = torch.zeros(num_patches, 1, *spatial_shape, dtype=torch.bool)
-    for mask in masks:
-        box: list[slice] = []
-        for size in spatial_shape:
-            length = max(1, round(side * size))
-            start = int(torch.randint(size - length + 1, ()))
-            box.append(slice(start, start + length))
-        mask[0][tuple(box)] = True
-        if torch.rand(()) < 0.5:
-            mask.logical_not_()
-    return masks
+    lengths = [max(1, round(side * size)) for size in spatial_shape]
+    starts = [
+        torch.randint(size - length + 1, (num_patches,)) for size, length in zip(spatial_shape, lengths, strict=True)
+    ]
+    drawn = torch.stack((*starts, torch.randint(2, (num_patches,)))).to(device, non_blocking=True)
+    *starts, is_outside = drawn.reshape(len(drawn), num_patches, *(1 for _ in spatial_shape), 1)
+    inside = torch.ones(num_patches, 1, *spatial_shape, dtype=torch.bool, device=drawn.device)
+    for axis, (size, length, start) in enumerate(zip(spatial_shape, lengths, starts, strict=True)):
+        position = torch.arange(size, device=drawn.device).reshape(-1, *(1 for _ in spatial_shape[axis + 1 :]))
+        inside &= (position >= start) & (position < start + length)
+    return inside.logical_xor(is_outside)

@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from nnunet_dhc.core.collapse import CollapseMonitor
+from nnunet_dhc.core.pasting import box_masks
 from nnunet_dhc.core.rampup import gaussian_rampup
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
@@ -33,7 +34,6 @@ from nnunet_dhc.nnunet.training.host_memory import keep_freed_memory
 from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, mirroring_note
 from nnunet_dhc.nnunet.training.objective import build_objective, class_names
 from nnunet_dhc.nnunet.training.paired_loader import PairedLoader
-from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled
 from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data
 from nnunet_dhc.nnunet.training.recipe import Recipe, recipe_from_plans
 from nnunet_dhc.nnunet.training.run_files import RunFiles
@@ -265,19 +265,19 @@ class PairTrainer(ReliableTrainer):
         images = batch["data"].to(self.device, non_blocking=True)
         has_unlabeled = batch["unlabeled"] is not None
         unsupervised = self.uses_unlabeled and has_unlabeled
-        unlabeled_targets = None
+        paste_masks = None
         if has_unlabeled:
             unlabeled = batch["unlabeled"].to(self.device, non_blocking=True)
             if unsupervised and self.recipe.paste_side > 0:
-                unlabeled, unlabeled_targets = mixed_with_labeled(
-                    self, images, targets[0], unlabeled, self.recipe.paste_side
-                )
+                paste_masks = box_masks(len(unlabeled), unlabeled.shape[2:], self.recipe.paste_side, self.device)
             images = torch.cat((images, unlabeled))
         # The schedule draws unlabeled patches in a part of the steps; there they count so much more.
         loss_weight = self.loss_weight / self.unlabeled_rate if unsupervised else 0.0
 
         measures_shares = unsupervised and self._shares_due  # the same on all ranks: the measurement reduces over them
-        inputs = StepInputs(images, targets, unsupervised, loss_weight, measures_shares, unlabeled_targets)
+        inputs = StepInputs(
+            images, targets, unsupervised, loss_weight, measures_shares, paste_masks=paste_masks
+        )
         self.optimizer.zero_grad(set_to_none=True)
         outcome = self.step_mode.gradients(self, inputs)
         norms = self._clip_gradients()

@@ -228,16 +228,17 @@ def test_graphs_hold_no_more_than_a_stock_step(dataset) -> None:
     assert graph_memory(one_by_one, batch) < 0.6 * of_stock
 
 
-def test_number_of_passes(dataset) -> None:
-    """Two looks at two groups, and a pass with a graph for each but the last look."""
+@pytest.mark.parametrize(("paste_side", "for_mixing"), [(0.0, 0), (0.5, 2)])
+def test_number_of_passes(dataset, paste_side, for_mixing) -> None:
+    """Two looks at two groups, and a pass with a graph for each but the last look; mixing adds one of each network."""
     batch = some_batches(1, None)[0]
-    trainer = started(dataset, low_memory="on")
+    trainer = started(dataset, low_memory="on", paste_side=paste_side)
     trainer.step_mode.patches_at_once = 3
     with_graph = []
     for network in trainer.pair.sub_networks:
         network.register_forward_hook(lambda *_: with_graph.append(torch.is_grad_enabled()))
     trainer.train_step(batch)
-    assert with_graph.count(False) == 3 and with_graph.count(True) == 4
+    assert with_graph.count(False) == 3 + for_mixing and with_graph.count(True) == 4
 
 
 def test_groups() -> None:

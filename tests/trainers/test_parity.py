@@ -171,7 +171,7 @@ def test_ignored_voxels_of_labeled_cases_learn_from_pseudo_labels_alone(tmp_path
     assert trainer.objective.labels.ignore_label == 4 and len(trainer.class_names) == 4
     slices, rows, columns = SHAPE
     assert sum(trainer.data.labeled_counts) == len(FOLD["train"]) * (slices - IGNORED_SLICES) * rows * columns
-    trainer = make_trainer(dataset, **ONE_EPOCH)
+    trainer = make_trainer(dataset, **ONE_EPOCH, unsupervised_on="all", paste_side=0)
     batch, (outputs_a, outputs_b, pseudo_a, pseudo_b) = prepared_step(trainer, lambda b: b["target"][0] == 4)
     mask = batch["target"][0] == 4
     check_gradients(trainer, batch, outputs_a, outputs_b, pseudo_a, pseudo_b, mask)
@@ -206,7 +206,7 @@ def test_regions(tmp_path, monkeypatch, ignore, no_process_pools):
     assert counts[1] > counts[2] > counts[3] > 0
     line = log_lines(trainer)[-1]
     assert len(line["dice_mean"]) == 3
-    trainer = make_trainer(dataset, **ONE_EPOCH)
+    trainer = make_trainer(dataset, **ONE_EPOCH, unsupervised_on="all", paste_side=0)
     batch, (outputs_a, outputs_b, pseudo_a, pseudo_b) = prepared_step(
         trainer, (lambda b: b["target"][0][:, 3:] != 0) if ignore else None)
     assert pseudo_a.dtype == torch.bool and pseudo_a.shape[1] == 3

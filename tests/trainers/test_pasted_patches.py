@@ -8,8 +8,10 @@ import torch
 from tiny_training import log_lines, make_trainer
 from two_ranks import batches, start
 
-from nnunet_dhc.nnunet.training import pasted_patches
+from nnunet_dhc.core.pasting import box_masks
 from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled
+from nnunet_dhc.nnunet.training.whole_step import StepInputs
+from nnunet_dhc.trainers import pair_trainer
 
 IGNORE = {"background": 0, "large": 1, "middle": 2, "small": 3, "ignore": 4}
 
@@ -25,10 +27,14 @@ def started(dataset, **settings):
 def mixed(trainer, batch, side: float = 0.5):
     """Images, targets and the mask that they were mixed by."""
     torch.manual_seed(4)
-    masks = pasted_patches.box_masks(3, (8, 8, 8), side)
-    torch.manual_seed(4)
-    images, targets = mixed_with_labeled(trainer, batch["data"], batch["target"][0], batch["unlabeled"], side)
-    return images, targets, masks
+    masks = box_masks(3, (8, 8, 8), side)
+    images = torch.cat((batch["data"], batch["unlabeled"]))
+    inputs = StepInputs(images, batch["target"], True, 1.0, paste_masks=masks)
+    mixed_at_once, mixed = (mixed_with_labeled(trainer, inputs, number) for number in (None, 2))
+    assert torch.equal(mixed.images, mixed_at_once.images) and mixed.paste_masks is None
+    assert all(map(torch.equal, mixed.unlabeled_targets, mixed_at_once.unlabeled_targets))
+    assert torch.equal(mixed.images[:3], batch["data"])
+    return mixed.images[3:], mixed.unlabeled_targets, masks
 
 
 def test_pseudo_labels_are_those_of_the_whole_unlabeled_patch(tiny_dataset) -> None:
@@ -57,7 +63,7 @@ def test_ignored_voxels_are_ignored_where_they_are_pasted(tiny_dataset, monkeypa
 
 def test_what_lies_in_the_box_is_learned_from_the_reference(tiny_dataset, monkeypatch) -> None:
     """With the whole patch as box, nothing of the pseudo labels is left in the loss, only in the class weights."""
-    monkeypatch.setattr(pasted_patches, "box_masks", lambda *_: torch.ones(3, 1, 8, 8, 8, dtype=torch.bool))
+    monkeypatch.setattr(pair_trainer, "box_masks", lambda *_: torch.ones(3, 1, 8, 8, 8, dtype=torch.bool))
     batch = batches(1)[0]
     other = {**batch, "unlabeled": batch["unlabeled"] + 1}
     losses = []
@@ -69,7 +75,7 @@ def test_what_lies_in_the_box_is_learned_from_the_reference(tiny_dataset, monkey
 
 def test_setting_changes_the_step(tiny_dataset) -> None:
     losses = []
-    for settings in ({}, {"paste_side": 0.5}):
+    for settings in ({"paste_side": 0.0}, {"paste_side": 0.5}):
         trainer = started(tiny_dataset, **settings)
         torch.manual_seed(4)
         losses.append(float(trainer.train_step(batches(1)[0])["loss"]))

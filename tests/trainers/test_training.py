@@ -88,7 +88,7 @@ def test_log_shows_the_share_of_the_unsupervised_term(tiny_dataset):
     at_start = log_lines(train(tiny_dataset))[0]
     assert at_start["lambda"] == pytest.approx(np.exp(-5), rel=1e-4)
     assert 0 < at_start["unsupervised_gradient_share"] < 0.05
-    full = log_lines(train(tiny_dataset, **FULL_RAMP))[0]
+    full = log_lines(train(tiny_dataset, **FULL_RAMP, unsupervised_on="all"))[0]
     assert full["lambda"] == 1
     assert full["unsupervised_gradient_share"] > 0.2
     assert 0 < full["unlabeled_gradient_share"] < full["unsupervised_gradient_share"]

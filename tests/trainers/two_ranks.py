@@ -19,18 +19,23 @@ import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_module
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_dhc.core.pasting import box_masks
+from nnunet_dhc.trainers import pair_trainer
 from nnunet_dhc.trainers.dhc import nnUNetTrainerDHC
 from nnunet_dhc.trainers.dhc_released import nnUNetTrainerDHCReleased
 
 ROWS = (slice(0, 1), slice(1, 3))  # of three labeled and three unlabeled patches
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+PLAIN = {"paste_side": 0.0, "unsupervised_on": "all"}  # each unlabeled patch whole
 # Dice pooled over the batch and per sample; a Dice term on pseudo labels, whose denominators are reduced too
 SETTINGS = {
-    "plain": {},
-    "pooled": {"dice_pooled_over_batch": True, "unsupervised_dice": 1.0},
-    "per sample": {"dice_pooled_over_batch": False, "unsupervised_dice": 1.0, "unsupervised_on": "unlabeled"},
-    "low memory": {"low_memory": "on", "dice_pooled_over_batch": True, "unsupervised_dice": 1.0},
-    "counts of all": {"weighting_a": "simis", "weighting_b": "crest", "counts_from": "labeled"},
+    "mixed": {},
+    "mixed, low memory": {"low_memory": "on"},
+    "plain": {**PLAIN, "unsupervised_dice": 0.0},
+    "pooled": {**PLAIN, "dice_pooled_over_batch": True},
+    "per sample": {"paste_side": 0.0, "dice_pooled_over_batch": False},
+    "low memory": {**PLAIN, "low_memory": "on", "dice_pooled_over_batch": True},
+    "counts of all": {**PLAIN, "weighting_a": "simis", "weighting_b": "crest", "counts_from": "labeled"},
 }
 
 
@@ -109,6 +114,9 @@ def state(trainer) -> dict:
 
 def steps(rows: slice) -> dict:
     """State after each of three steps, and the (reduced) gradients of the first, for every setting."""
+    torch.manual_seed(6)
+    masks = box_masks(3, (8, 8, 8), 0.5)[rows]  # a rank draws its own, and the joined batch others
+    pair_trainer.box_masks = lambda *_: masks
     result = {}
     for name, settings in SETTINGS.items():
         trainer = make(CpuDHC, **settings)

@@ -3,41 +3,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from nnunet_dhc.core.pasting import box_masks
-from nnunet_dhc.nnunet.training.whole_step import as_list, mixed_precision
+from nnunet_dhc.nnunet.training.whole_step import StepInputs, as_list, mixed_precision
 
 if TYPE_CHECKING:
     from nnunet_dhc.trainers.pair_trainer import PairTrainer
 
 
 @torch.no_grad()
-def mixed_with_labeled(
-    trainer: PairTrainer, labeled: Tensor, target: Tensor, unlabeled: Tensor, side: float
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Unlabeled patches with parts of labeled ones, and what A and B are to learn on them.
+def mixed_with_labeled(trainer: PairTrainer, inputs: StepInputs, patches_at_once: int | None = None) -> StepInputs:
+    """The inputs of a step with labeled parts in the unlabeled patches, where ``paste_masks`` says so.
+
+    A and B are to learn the reference there, and elsewhere the other network's pseudo label of the plain patch.
 
     Args:
         trainer: Its networks make the pseudo labels.
-        labeled, unlabeled: Images, (b, c, *spatial) each.
-        target: Reference of the labeled patches at full resolution.
-        side: See `box_masks`.
-
-    Returns:
-        Mixed images, and the targets of A and of B: the reference where the image is labeled, elsewhere the other
-        network's pseudo label of the plain unlabeled patch.
+        inputs: As many unlabeled patches as labeled ones.
+        patches_at_once: Patches that go through the networks together; None = all.
     """
-    objective = trainer.objective
-    with mixed_precision(trainer.device), trainer.pair.giving("both"):
-        logits_a, logits_b = (as_list(outputs)[0] for outputs in trainer.network(unlabeled))
-    pseudo_a, pseudo_b = objective.pseudo_labels(logits_a, logits_b)
-    masks = box_masks(len(unlabeled), unlabeled.shape[2:], side).to(unlabeled.device)
+    objective, masks = trainer.objective, inputs.paste_masks
+    labeled, unlabeled = inputs.images.tensor_split([inputs.num_labeled])
+    peer_targets = []
+    for patches in unlabeled.split(patches_at_once or len(unlabeled)):
+        with mixed_precision(trainer.device), trainer.pair.giving("both"):
+            logits_a, logits_b = (as_list(outputs)[0] for outputs in trainer.network(patches))
+        pseudo_a, pseudo_b = objective.pseudo_labels(logits_a, logits_b)
+        peer_targets.append(objective.peer_targets(pseudo_a, pseudo_b, logits_a, logits_b))
     target_a, target_b = (
-        objective.labels.reference_where(masks, target, peer_target)
-        for peer_target in objective.peer_targets(pseudo_a, pseudo_b, logits_a, logits_b)
+        objective.labels.reference_where(masks, inputs.targets[0], torch.cat(of_network))
+        for of_network in zip(*peer_targets, strict=True)
     )
-    return torch.where(masks, labeled, unlabeled), (target_a, target_b)
+    images = torch.cat((labeled, torch.where(masks, labeled, unlabeled)))
+    return replace(inputs, images=images, unlabeled_targets=(target_a, target_b), paste_masks=None)

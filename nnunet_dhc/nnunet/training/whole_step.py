@@ -30,6 +30,7 @@ class StepInputs:
         loss_weight: Lambda of this step.
         measures_shares: Whether to measure how much of the gradient is unsupervised; it waits for the device.
         unlabeled_targets: What A and B learn on the unlabeled patches, if not the other one's pseudo labels of them.
+        paste_masks: Where labeled patches are still to be pasted into the unlabeled ones, (b, 1, *spatial), bool.
     """
 
     images: Tensor
@@ -38,6 +39,7 @@ class StepInputs:
     loss_weight: float
     measures_shares: bool = False
     unlabeled_targets: tuple[Tensor, Tensor] | None = None
+    paste_masks: Tensor | None = None
 
     @property
     def num_labeled(self) -> int:
