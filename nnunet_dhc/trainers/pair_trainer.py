@@ -275,9 +275,7 @@ class PairTrainer(ReliableTrainer):
         loss_weight = self.loss_weight / self.unlabeled_rate if unsupervised else 0.0
 
         measures_shares = unsupervised and self._shares_due  # the same on all ranks: the measurement reduces over them
-        inputs = StepInputs(
-            images, targets, unsupervised, loss_weight, measures_shares, paste_masks=paste_masks
-        )
+        inputs = StepInputs(images, targets, unsupervised, loss_weight, measures_shares, paste_masks=paste_masks)
         self.optimizer.zero_grad(set_to_none=True)
         outcome = self.step_mode.gradients(self, inputs)
         norms = self._clip_gradients()

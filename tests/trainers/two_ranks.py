@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -116,16 +117,18 @@ def steps(rows: slice) -> dict:
     """State after each of three steps, and the (reduced) gradients of the first, for every setting."""
     torch.manual_seed(6)
     masks = box_masks(3, (8, 8, 8), 0.5)[rows]  # a rank draws its own, and the joined batch others
-    pair_trainer.box_masks = lambda *_: masks
-    result = {}
-    for name, settings in SETTINGS.items():
-        trainer = make(CpuDHC, **settings)
-        start(trainer)
-        result[name] = []
-        for batch in batches(3):
-            losses = trainer.train_step(part(batch, rows))
-            gradients = {key: value.grad.clone() for key, value in trainer.pair.named_parameters()}
-            result[name].append({**state(trainer), "gradients": gradients, "loss": float(losses["loss"])})
+    with patch.object(pair_trainer, "box_masks", lambda *_: masks):
+        return {name: steps_with(settings, rows) for name, settings in SETTINGS.items()}
+
+
+def steps_with(settings: dict, rows: slice) -> list[dict]:
+    trainer = make(CpuDHC, **settings)
+    start(trainer)
+    result = []
+    for batch in batches(3):
+        losses = trainer.train_step(part(batch, rows))
+        gradients = {key: value.grad.clone() for key, value in trainer.pair.named_parameters()}
+        result.append({**state(trainer), "gradients": gradients, "loss": float(losses["loss"])})
     return result
 
 

@@ -115,7 +115,8 @@ def end_processes(started_before: Iterable[Any], streams: Iterable[Any]) -> None
     for stream in streams:
         if getattr(stream, "abort_event", None) is not None:
             stream.abort_event.set()  # or its thread would report the workers as dead
-    started = [process for process in multiprocessing.active_children() if process not in set(started_before)]
+    left_alone = set(started_before)
+    started = [process for process in multiprocessing.active_children() if process not in left_alone]
     for process in started:
         process.terminate()
     for process in started:
