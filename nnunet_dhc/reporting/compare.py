@@ -122,7 +122,7 @@ def row_facts(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         facts[key] = sum(known) / len(known) if known else None
         if facts[key] is not None and float(facts[key]).is_integer():
             facts[key] = int(facts[key])
-    for key in ("device", "plans_hash", "split_hash"):
+    for key in ("device", "mirror_axes", "plans_hash", "split_hash"):
         facts[key] = ", ".join(sorted({str(run[key]) for run in runs if run.get(key)})) or None
     return facts
 

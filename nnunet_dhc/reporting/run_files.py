@@ -57,6 +57,7 @@ class RunRecord:
             "peak_memory_bytes": manifest.get("peak_memory_bytes"),
             "batch_size": _number(manifest.get("batch_size")) or _number(debug.get("batch_size")),
             "patch_size": manifest.get("patch_size"),
+            "mirror_axes": _mirror_axes(debug),
             "seed": manifest.get("seed"),
             "labeled_cases": labeled if labeled is not None else (self.counted_cases or (None,))[0],
             "unlabeled_cases": self.unlabeled_count,
@@ -163,6 +164,13 @@ def _epoch_seconds(line: dict[str, Any]) -> float | None:
 
 def _device(name: Any) -> str | None:
     return re.sub(r"\b1 threads$", "1 thread", str(name)) if name else None
+
+
+def _mirror_axes(debug: dict[str, Any]) -> str | None:
+    """Axes that prediction mirrors, such as "0, 1, 2", or "none"; None where nnU-Net's record doesn't say."""
+    if "inference_allowed_mirroring_axes" not in debug:
+        return None
+    return ", ".join(re.findall(r"\d+", str(debug["inference_allowed_mirroring_axes"]))) or "none"
 
 
 def _number(value: Any) -> int | None:

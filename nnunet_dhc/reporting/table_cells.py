@@ -87,6 +87,7 @@ def cost_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
                                         f"{count(row['facts']['unlabeled_cases'])}" for row in rows)],
         ["epochs", *(count(row["facts"]["epochs"]) for row in rows)],
         ["steps", *(count(row["facts"]["steps"]) for row in rows)],
+        ["mirrored axes", *(or_dash(row["facts"]["mirror_axes"]) for row in rows)],
         ["training time", *(duration(row["facts"]["seconds"]) for row in rows)],
         ["peak memory", *(memory(row["facts"]["peak_memory_bytes"]) for row in rows)],
         ["parameters", *(parameters(row["facts"]["parameters"]) for row in rows)],

@@ -11,7 +11,7 @@ from nnunet_dhc.reporting.protocols import Metric
 from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM
 
 MINUS = "\N{MINUS SIGN}"
-_STOCK = re.compile(r"nnUNetTrainer(_\d+epochs?)?$")
+_STOCK = re.compile(r"nnUNetTrainer(NoMirroring)?(_\d+epochs?)?$")
 _PAIR_SUPERVISED = re.compile(r"nnUNetTrainerPairSupervised(_\d+epochs?)?$")
 _SEMI_SUPERVISED = re.compile(r"nnUNetTrainer(DHC|CPS|CReST|SimiS|Pair(Dist|Diff)DW)")
 _STEPS_TOLERANCE = 0.05
@@ -66,8 +66,16 @@ def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]
 
 
 def caution(rows: Sequence[dict[str, Any]], judged: dict[str, Any], metric: Metric) -> str:
-    """What a reader of the verdict must know: a row that finds less than half of the structures is no yardstick."""
+    """What a reader of the verdict must know.
+
+    A row that finds less than half of the structures is no yardstick, and of two rows one of which mirrors scans and
+    the other doesn't, nobody knows what made the difference.
+    """
     sides = [row for row in rows if row["name"] in (judged["row"], judged["against"])]
+    return " ".join(filter(None, (_caution_of_empty(sides, judged, metric), _caution_of_mirroring(sides))))
+
+
+def _caution_of_empty(sides: Sequence[dict[str, Any]], judged: dict[str, Any], metric: Metric) -> str:
     texts = []
     for row in sides:
         missed, total = sum(row["missed"].values()), row["scores"][metric.key]["scored"]
@@ -77,6 +85,16 @@ def caution(rows: Sequence[dict[str, Any]], judged: dict[str, Any], metric: Metr
         return ""
     why = "; a comparison with such a row says little" if judged["against"] else ""
     return f"Read with care: {', and '.join(texts)}, as after too short or failed training{why}."
+
+
+def _caution_of_mirroring(sides: Sequence[dict[str, Any]]) -> str:
+    mirroring = [(row["name"], axes) for row in sides if (axes := row["facts"].get("mirror_axes"))]
+    if len({axes for _, axes in mirroring}) < 2:
+        return ""
+    texts = [f"{name} " + ("doesn't mirror scans" if axes == "none" else f"mirrors scans along the axes {axes}")
+             for name, axes in mirroring]
+    return (f"{', '.join(texts)}: the difference holds the effect of mirroring, too. nnU-Net's own trainer without it "
+            "is nnUNetTrainerNoMirroring.")
 
 
 def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, subject: str | None) -> dict[str, Any]:
@@ -95,9 +113,11 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
     if not semi:
         return {"subject": None, "parts": [], "missing": [], "sentence": ""}
     target = next((row for row in semi if row["name"] == subject), semi[0])
+    stock = by_role.get("stock", [])
+    stock = [row for row in stock if row["facts"].get("mirror_axes") == target["facts"].get("mirror_axes")] or stock
     control = _closest(by_role.get("pair supervised", []), target, "steps", _STEPS_TOLERANCE)
-    equal_steps = _closest(by_role.get("stock", []), target, "steps", _STEPS_TOLERANCE)
-    equal_time = _closest(by_role.get("stock", []), target, "seconds", _TIME_TOLERANCE)
+    equal_steps = _closest(stock, target, "steps", _STEPS_TOLERANCE)
+    equal_time = _closest(stock, target, "seconds", _TIME_TOLERANCE)
     parts, missing = [], []
 
     def add(what: str, row: dict[str, Any], against: dict[str, Any]) -> None:

@@ -65,7 +65,8 @@ class ResultsTree:
     def model(self, trainer: str, results: Path | None = None) -> Path:
         return (results or self.results) / DATASET / f"{trainer}__nnUNetPlans__3d_fullres"
 
-    def add_stock(self, trainer: str = "nnUNetTrainer", epochs: int = 4, shift: int = 2, results: Path | None = None):
+    def add_stock(self, trainer: str = "nnUNetTrainer", epochs: int = 4, shift: int = 2, results: Path | None = None,
+                  mirroring: str = "(0, 1, 2)"):
         """Predictions moved by ``shift`` voxels, the rare box missed in every second case."""
         for fold, cases in enumerate(self.folds):
             folder = self.model(trainer, results) / f"fold_{fold}"
@@ -73,14 +74,16 @@ class ResultsTree:
                 write_volume(folder / "validation" / f"{case}.nii.gz", boxes(shift=shift, rare=index % 2 == 0))
             write_json(folder / "validation" / "summary.json", {})
             write_json(folder / "debug.json", {"num_iterations_per_epoch": "10", "num_epochs": str(epochs),
-                                               "device": "cpu", "batch_size": "2", "torch_version": "2.8.0"})
+                                               "device": "cpu", "batch_size": "2", "torch_version": "2.8.0",
+                                               "inference_allowed_mirroring_axes": mirroring})
             (folder / "training_log_2026_1_1_00_00_00.txt").write_text(stock_log(epochs))
         write_json(self.model(trainer, results) / "dataset.json", dataset_json())
         write_json(self.model(trainer, results) / "plans.json", {"plans_name": "nnUNetPlans"})
         return self
 
     def add_pair(self, trainer: str, epochs: int = 4, shift: int = 1, unlabeled: int = 2, seconds: float = 40.0,
-                 validated: bool = True, results: Path | None = None, labeled: list[str] | None = None):
+                 validated: bool = True, results: Path | None = None, labeled: list[str] | None = None,
+                 mirroring: str = "(0, 1, 2)"):
         """A pair with its log and record; unvalidated ones have no prediction yet."""
         for fold, cases in enumerate(self.folds):
             folder = self.model(trainer, results) / f"fold_{fold}"
@@ -96,6 +99,7 @@ class ResultsTree:
                 "iterations_per_epoch": 10, "parameters": 2_000_000, "peak_memory_bytes": 2**30,
                 "seconds_total": seconds, "command": ["/somewhere/nnUNetv2_train", "901", "3d_fullres", str(fold)],
                 "cases": {"labeled": labeled or self.labeled, "unlabeled": names, "validation": cases}})
+            write_json(folder / "debug.json", {"inference_allowed_mirroring_axes": mirroring})
             (folder / "dhc_log.jsonl").write_text("".join(json.dumps(log_line(epoch)) + "\n"
                                                           for epoch in range(epochs)))
         write_json(self.model(trainer, results) / "dataset.json", dataset_json())

@@ -82,13 +82,26 @@ def test_four_cases_are_too_few_for_a_claim(tree):
 
 def test_a_row_that_finds_next_to_nothing_is_no_yardstick():
     metric = STANDARD.metrics[0]
-    rows = [{"name": "stock", "missed": {"1": 5, "2": 4}, "scores": {"dice": {"scored": 10}}},
-            {"name": "pair", "missed": {"1": 5, "2": 0}, "scores": {"dice": {"scored": 10}}}]
+    rows = [{"name": "stock", "missed": {"1": 5, "2": 4}, "scores": {"dice": {"scored": 10}}, "facts": {}},
+            {"name": "pair", "missed": {"1": 5, "2": 0}, "scores": {"dice": {"scored": 10}}, "facts": {}}]
     judged = {"row": "pair", "against": "stock"}
     assert caution(rows, judged, metric).startswith("Read with care: stock leaves 9 of 10 structures empty, ")
     assert caution(rows[1:], {"row": "pair", "against": None}, metric) == ""
     assert caution(rows[:1], {"row": "stock", "against": None}, metric) == (
         "Read with care: stock leaves 9 of 10 structures empty, as after too short or failed training.")
+
+
+def test_a_difference_in_mirroring_is_said_and_stock_without_it_preferred(tree):
+    tree.add_stock().add_stock("nnUNetTrainerNoMirroring", mirroring="None")
+    tree.add_pair("nnUNetTrainerDHC", mirroring="None")
+    against_stock = _build(tree, "nnUNetTrainer", "nnUNetTrainerDHC")
+    assert against_stock["verdict"]["caution"].startswith(
+        "nnUNetTrainer mirrors scans along the axes 0, 1, 2, nnUNetTrainerDHC doesn't mirror scans: the difference")
+    fair = _build(tree, "nnUNetTrainerNoMirroring", "nnUNetTrainerDHC")
+    assert fair["verdict"]["caution"] == ""
+    both = _build(tree, "nnUNetTrainer", "nnUNetTrainerNoMirroring", "nnUNetTrainerDHC")
+    parts = {part["what"]: part["against"] for part in both["attribution"]["parts"]}
+    assert parts["everything together, at equal steps"] == "nnUNetTrainerNoMirroring"
 
 
 def test_equal_rows_have_no_winner(tree):
