@@ -30,6 +30,7 @@ class LossComposition:
     unsupervised_on_labeled: bool = True
     unsupervised_deep_supervision: bool = True
     confidence_threshold: float = 0.0
+    teacher_is_mean: bool = False
     pastes_reference: bool = False
     counts_from_labeled: bool = False
     weight_mean_one: bool = False
@@ -64,7 +65,8 @@ class CoTrainingObjective:
         S_X = supervised_ce * CE_wX(z_X, y) + supervised_dice * Dice_wX(z_X, y)               on labeled patches
         U_X = unsupervised_ce * CE_wX(z_X, pseudo_Y) + unsupervised_dice * Dice_wX(z_X, pseudo_Y)
 
-    with Y the other network. With deep supervision every loss is the sum over the outputs with nnU-Net's factors.
+    with Y the other network, or, with ``teacher_is_mean``, the mean of both networks' logits. With deep supervision
+    every loss is the sum over the outputs with nnU-Net's factors.
 
     Args:
         labels: How logits, targets and counts relate (softmax classes or sigmoid regions).
@@ -190,7 +192,11 @@ class CoTrainingObjective:
     def peer_targets(
         self, pseudo_a: Tensor, pseudo_b: Tensor, logits_a: Tensor, logits_b: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What A learns from B and B from A, see `peer_target`."""
+        """What A learns from B and B from A, or both from the mean of their logits; see `peer_target`."""
+        if self.composition.teacher_is_mean:
+            mean = (logits_a.detach() + logits_b.detach()) / 2
+            target = self.peer_target(self.labels.pseudo_label(mean), mean)
+            return target, target
         return self.peer_target(pseudo_b, logits_b), self.peer_target(pseudo_a, logits_a)
 
     def sums(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], peer_target: Tensor | None) -> TermSums:

@@ -164,7 +164,7 @@ class PairTrainer(ReliableTrainer):
                 self.data.previous_stage_folder,
                 with_nonzero_mask=self.data.pool.with_nonzero_mask,
             )
-            unlabeled = self.guarded(unlabeled_stream(self, dataset))
+            unlabeled = self.guarded(unlabeled_stream(self, dataset, self.recipe.teacher_view == "plain"))
             next(unlabeled)  # starts the workers now, as nnU-Net does for its own
         return PairedLoader(labeled, unlabeled), validation
 
@@ -265,9 +265,11 @@ class PairTrainer(ReliableTrainer):
         images = batch["data"].to(self.device, non_blocking=True)
         has_unlabeled = batch["unlabeled"] is not None
         unsupervised = self.uses_unlabeled and has_unlabeled
-        paste_masks = None
+        paste_masks = teacher_images = None
         if has_unlabeled:
             unlabeled = batch["unlabeled"].to(self.device, non_blocking=True)
+            if batch.get("unlabeled_plain") is not None:
+                teacher_images = batch["unlabeled_plain"].to(self.device, non_blocking=True)
             if unsupervised and self.recipe.paste_side > 0:
                 paste_masks = box_masks(len(unlabeled), unlabeled.shape[2:], self.recipe.paste_side, self.device)
             images = torch.cat((images, unlabeled))
@@ -275,7 +277,9 @@ class PairTrainer(ReliableTrainer):
         loss_weight = self.loss_weight / self.unlabeled_rate if unsupervised else 0.0
 
         measures_shares = unsupervised and self._shares_due  # the same on all ranks: the measurement reduces over them
-        inputs = StepInputs(images, targets, unsupervised, loss_weight, measures_shares, paste_masks=paste_masks)
+        inputs = StepInputs(
+            images, targets, unsupervised, loss_weight, measures_shares, None, paste_masks, teacher_images
+        )
         self.optimizer.zero_grad(set_to_none=True)
         outcome = self.step_mode.gradients(self, inputs)
         norms = self._clip_gradients()

@@ -8,6 +8,8 @@ from golden import assert_golden, labels_of, logits_of
 
 from nnunet_dhc.core import DiffDW, DistDW
 from nnunet_dhc.core.class_counts import hard_dice
+from nnunet_dhc.core.class_weighting import Unweighted
+from nnunet_dhc.core.co_training import CoTrainingObjective, LossComposition
 from nnunet_dhc.core.label_spaces import ClassLabels
 from nnunet_dhc.core.rampup import gaussian_rampup
 
@@ -66,3 +68,19 @@ def test_plain_cross_pseudo_supervision() -> None:
     ]
     assert_golden(torch.stack(supervised), (-0.011411, 0.075704))
     assert_golden(torch.stack(crossed), (1.033363, 0.966614))
+
+
+def test_the_mean_as_teacher() -> None:
+    """Both learn what the mean of the logits says; where A and B disagree, the surer one decides."""
+    a, b = torch.cat([A_LABELED, A_UNLABELED]), torch.cat([B_LABELED, B_UNLABELED])
+    objective = CoTrainingObjective(
+        LABELS, Unweighted(4), Unweighted(4), LossComposition(teacher_is_mean=True, dice_smooth=1.0)
+    )
+    pseudo = objective.pseudo_labels(a, b)
+    target_a, target_b = objective.peer_targets(*pseudo, a, b)
+    assert target_a.flatten().tolist() == target_b.flatten().tolist() == [0, 1, 2, 1, 3, 0, 0, 0, 1, 2, 3, 0]
+    assert target_a.flatten().tolist() not in [of_one.flatten().tolist() for of_one in pseudo]
+    ones = torch.ones(4)
+    terms = objective.terms([a], [b], [TARGET], *pseudo, ones, ones)
+    torch.testing.assert_close(terms.unsupervised_a, LABELS.cross_entropy(a, target_a, None)[0])
+    torch.testing.assert_close(terms.unsupervised_b, LABELS.cross_entropy(b, target_a, None)[0])

@@ -46,6 +46,12 @@ def test_bad_value_names_setting_and_range(setting):
     assert "somewhere.json" in str(error.value) and "must be" in str(error.value)
 
 
+def test_plain_view_needs_mixed_patches():
+    with pytest.raises(UserError, match=r"somewhere.json: setting teacher_view .* set paste_side too"):
+        overridden(Recipe(), {"teacher_view": "plain"}, "somewhere.json")
+    assert overridden(Recipe(paste_side=0.5), {"teacher_view": "plain"}, "somewhere.json").teacher_view == "plain"
+
+
 def test_unknown_setting_lists_the_valid_ones():
     with pytest.raises(UserError, match=r"unknown setting lambda .*lambda_max"):
         overridden(Recipe(), {"lambda": 1}, "x.json")

@@ -24,12 +24,12 @@ def started(dataset, **settings):
     return trainer
 
 
-def mixed(trainer, batch, side: float = 0.5):
+def mixed(trainer, batch, side: float = 0.5, teacher_images=None):
     """Images, targets and the mask that they were mixed by."""
     torch.manual_seed(4)
     masks = box_masks(3, (8, 8, 8), side)
     images = torch.cat((batch["data"], batch["unlabeled"]))
-    inputs = StepInputs(images, batch["target"], True, 1.0, paste_masks=masks)
+    inputs = StepInputs(images, batch["target"], True, 1.0, paste_masks=masks, teacher_images=teacher_images)
     mixed_at_once, mixed = (mixed_with_labeled(trainer, inputs, number) for number in (None, 2))
     assert torch.equal(mixed.images, mixed_at_once.images) and mixed.paste_masks is None
     assert all(map(torch.equal, mixed.unlabeled_targets, mixed_at_once.unlabeled_targets))
@@ -48,6 +48,29 @@ def test_pseudo_labels_are_those_of_the_whole_unlabeled_patch(tiny_dataset) -> N
     for target, peer in zip(targets, peers, strict=True):
         assert torch.equal(target.long(), torch.where(masks, batch["target"][0], peer))
         assert not target.requires_grad
+
+
+def test_pseudo_labels_of_the_mean_and_of_another_view(tiny_dataset) -> None:
+    trainer, batch = started(tiny_dataset, paste_side=0.5, teacher="mean"), batches(1)[0]
+    view = batch["unlabeled"] * 0.5
+    images, targets, masks = mixed(trainer, batch, teacher_images=view)
+    assert torch.equal(images, torch.where(masks, batch["data"], batch["unlabeled"]))
+    with torch.no_grad():
+        logits_a, logits_b = (network(view)[0] for network in trainer.pair.sub_networks)
+    expected = torch.where(masks, batch["target"][0], ((logits_a + logits_b) / 2).argmax(1, keepdim=True))
+    assert all(torch.equal(target.long(), expected) for target in targets)
+    assert not torch.equal(expected, torch.where(masks, batch["target"][0], logits_b.argmax(1, keepdim=True)))
+
+
+def test_a_step_takes_the_plain_view_to_the_teacher(tiny_dataset) -> None:
+    """Two steps that differ in nothing but that view have different pseudo labels, and so losses."""
+    losses = []
+    for change in (0, 3):
+        trainer, batch = started(tiny_dataset, paste_side=0.5, teacher_view="plain"), batches(1)[0]
+        torch.manual_seed(4)
+        step = {**batch, "unlabeled_plain": batch["unlabeled"] * 0.5 + change * torch.randn_like(batch["unlabeled"])}
+        losses.append(float(trainer.train_step(step)["loss"]))
+    assert losses[0] != losses[1]
 
 
 def test_ignored_voxels_are_ignored_where_they_are_pasted(tiny_dataset, monkeypatch) -> None:
@@ -83,7 +106,14 @@ def test_setting_changes_the_step(tiny_dataset) -> None:
 
 
 def test_training_with_pasted_patches(tiny_dataset) -> None:
-    trainer = make_trainer(tiny_dataset, paste_side=0.5, unlabeled_schedule="always", unsupervised_dice=1.0)
+    trainer = make_trainer(
+        tiny_dataset,
+        paste_side=0.5,
+        unlabeled_schedule="always",
+        unsupervised_dice=1.0,
+        teacher="mean",
+        teacher_view="plain",
+    )
     trainer.run_training()
     assert [line["epoch"] for line in log_lines(trainer)] == [0, 1]
     assert all(line["unsupervised_gradient_share"] > 0 for line in log_lines(trainer)[1:])

@@ -75,6 +75,7 @@ def build_objective(
         unsupervised_on_labeled=recipe.unsupervised_on == "all",
         unsupervised_deep_supervision=recipe.unsupervised_deep_supervision,
         confidence_threshold=recipe.confidence_threshold,
+        teacher_is_mean=recipe.teacher == "mean",
         pastes_reference=recipe.paste_side > 0,
         counts_from_labeled=recipe.counts_from == "labeled",
         weight_mean_one=recipe.weight_mean_one,

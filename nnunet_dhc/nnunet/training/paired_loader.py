@@ -12,7 +12,8 @@ class PairedLoader:
     """Joins nnU-Net's labeled stream with a second, unlabeled one.
 
     Each batch is the labeled batch of nnU-Net plus ``"unlabeled"``: the unlabeled images (b, c, *spatial), or None when
-    there is no unlabeled stream or ``draw_unlabeled`` is off for this step.
+    there is no unlabeled stream or ``draw_unlabeled`` is off for this step; and ``"unlabeled_plain"``: the view of them
+    that the teacher gets, or None where it sees the same.
 
     Attributes:
         waited_s: Seconds spent in waiting for batches since it was last set to 0.
@@ -31,6 +32,7 @@ class PairedLoader:
         start = perf_counter()
         batch = dict(next(self.labeled))
         draw = self.unlabeled is not None and self.draw_unlabeled
-        batch["unlabeled"] = next(self.unlabeled)["data"] if draw else None
+        unlabeled = next(self.unlabeled) if draw else {}
+        batch["unlabeled"], batch["unlabeled_plain"] = unlabeled.get("data"), unlabeled.get("plain")
         self.waited_s += perf_counter() - start
         return batch

@@ -28,7 +28,8 @@ def mixed_with_labeled(trainer: PairTrainer, inputs: StepInputs, patches_at_once
     objective, masks = trainer.objective, inputs.paste_masks
     labeled, unlabeled = inputs.images.tensor_split([inputs.num_labeled])
     peer_targets = []
-    for patches in unlabeled.split(patches_at_once or len(unlabeled)):
+    seen_by_teacher = unlabeled if inputs.teacher_images is None else inputs.teacher_images
+    for patches in seen_by_teacher.split(patches_at_once or len(unlabeled)):
         with mixed_precision(trainer.device), trainer.pair.giving("both"):
             logits_a, logits_b = (as_list(outputs)[0] for outputs in trainer.network(patches))
         pseudo_a, pseudo_b = objective.pseudo_labels(logits_a, logits_b)
@@ -38,4 +39,4 @@ def mixed_with_labeled(trainer: PairTrainer, inputs: StepInputs, patches_at_once
         for of_network in zip(*peer_targets, strict=True)
     )
     images = torch.cat((labeled, torch.where(masks, labeled, unlabeled)))
-    return replace(inputs, images=images, unlabeled_targets=(target_a, target_b), paste_masks=None)
+    return replace(inputs, images=images, unlabeled_targets=(target_a, target_b), paste_masks=None, teacher_images=None)

@@ -54,7 +54,8 @@ class Recipe:
 
     The objective of a step is S_A + S_B + lambda * (U_A + U_B) with
     S = supervised_ce * CE_w + supervised_dice * Dice_w on labeled patches against the reference, and
-    U = unsupervised_ce * CE_w + unsupervised_dice * Dice_w against the other sub-network's pseudo label.
+    U = unsupervised_ce * CE_w + unsupervised_dice * Dice_w against the teacher's pseudo
+    label.
     """
 
     weighting_a: str = _setting("diffdw", _choice(*WEIGHTINGS), "class weighting of sub-network A")
@@ -96,6 +97,17 @@ class Recipe:
         "all",
         _choice("all", "unlabeled"),
         "patches that the pseudo labels supervise: labeled and unlabeled, or unlabeled",
+    )
+    teacher: str = _setting(
+        "peer",
+        _choice("peer", "mean"),
+        "whose pseudo labels a sub-network learns: the other sub-network's, or those of the mean of both ones' logits",
+    )
+    teacher_view: str = _setting(
+        "augmented",
+        _choice("augmented", "plain"),
+        "what the pseudo labels of mixed patches are made of: the augmented patch, or the patch before augmentation of "
+        "its intensities; plain needs paste_side above 0",
     )
     unsupervised_deep_supervision: bool = _setting(True, _BOOLEAN, "pseudo labels also at the coarser outputs")
     dice_smooth: float = _setting(1e-5, _between(0, 1e3), "smoothing constant of the Dice terms, in voxels")
@@ -171,6 +183,11 @@ class Recipe:
                     f"setting {setting.name} = {value!r} of nnunet_dhc must be {setting.metadata['expected']}; "
                     f"correct it, for example: nnunet_dhc configure --set {setting.name}={_default_text(setting)}"
                 )
+        if self.teacher_view == "plain" and self.paste_side == 0:
+            raise UserError(
+                "setting teacher_view = 'plain' of nnunet_dhc needs mixed patches: set paste_side too, for example: "
+                "nnunet_dhc configure --set teacher_view=plain --set paste_side=0.67"
+            )
 
     def weight_exponent_at(self, epoch: int, num_epochs: int) -> float:
         """Exponent of the class weights in an epoch, counted from 0."""
