@@ -18,6 +18,7 @@ from nnunet_dhc.core.pasting import box_masks
 from nnunet_dhc.core.rampup import gaussian_rampup
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
+from nnunet_dhc.nnunet.network.averaged_pair import AveragedPair
 from nnunet_dhc.nnunet.network.cotrained_pair import (
     CoTrainedPair,
     initialize_sub_networks,
@@ -76,6 +77,7 @@ class PairTrainer(ReliableTrainer):
         self.seed = seeding.requested_seed()
         self.data: TrainingData | None = None
         self.objective = self.monitor = self.step_mode = None  # -> initialize
+        self.averaged_pair: AveragedPair | None = None
         self.files = RunFiles(self.output_folder)
         self.timer = StepTimer(self.device)
         self._checkpoint_state: dict | None = None
@@ -164,7 +166,7 @@ class PairTrainer(ReliableTrainer):
                 self.data.previous_stage_folder,
                 with_nonzero_mask=self.data.pool.with_nonzero_mask,
             )
-            unlabeled = self.guarded(unlabeled_stream(self, dataset, self.recipe.teacher_view == "plain"))
+            unlabeled = self.guarded(unlabeled_stream(self, dataset))
             next(unlabeled)  # starts the workers now, as nnU-Net does for its own
         return PairedLoader(labeled, unlabeled), validation
 
@@ -181,6 +183,7 @@ class PairTrainer(ReliableTrainer):
             self.data = prepare_training_data(self, self._fold_cases(), self.uses_unlabeled)
         super().on_train_start()
         self._start_weightings()
+        self._start_averaging()
         self.files.start(self, self.data)
         if note := mirroring_note(self.recipe.mirror_axes, self.dataset_json["labels"]):
             self.print_to_log_file(note)
@@ -201,6 +204,15 @@ class PairTrainer(ReliableTrainer):
         if state is not None:
             self.monitor.load_state_dict(state["monitor"])
             self._report_changes(state["data"])
+
+    def _start_averaging(self) -> None:
+        """Here and not earlier, so that the average begins with pretrained weights where there are some."""
+        if not (self.uses_unlabeled and self.recipe.teacher_momentum > 0):
+            return
+        self.averaged_pair = AveragedPair(self.pair, self.recipe.teacher_momentum)
+        state = (self._checkpoint_state or {}).get("averaged_pair")
+        if state is not None:
+            self.averaged_pair.load_state_dict(state)
 
     @property
     def _weightings(self) -> dict:
@@ -265,11 +277,9 @@ class PairTrainer(ReliableTrainer):
         images = batch["data"].to(self.device, non_blocking=True)
         has_unlabeled = batch["unlabeled"] is not None
         unsupervised = self.uses_unlabeled and has_unlabeled
-        paste_masks = teacher_images = None
+        paste_masks = None
         if has_unlabeled:
             unlabeled = batch["unlabeled"].to(self.device, non_blocking=True)
-            if batch.get("unlabeled_plain") is not None:
-                teacher_images = batch["unlabeled_plain"].to(self.device, non_blocking=True)
             if unsupervised and self.recipe.paste_side > 0:
                 paste_masks = box_masks(len(unlabeled), unlabeled.shape[2:], self.recipe.paste_side, self.device)
             images = torch.cat((images, unlabeled))
@@ -277,9 +287,7 @@ class PairTrainer(ReliableTrainer):
         loss_weight = self.loss_weight / self.unlabeled_rate if unsupervised else 0.0
 
         measures_shares = unsupervised and self._shares_due  # the same on all ranks: the measurement reduces over them
-        inputs = StepInputs(
-            images, targets, unsupervised, loss_weight, measures_shares, None, paste_masks, teacher_images
-        )
+        inputs = StepInputs(images, targets, unsupervised, loss_weight, measures_shares, paste_masks=paste_masks)
         self.optimizer.zero_grad(set_to_none=True)
         outcome = self.step_mode.gradients(self, inputs)
         norms = self._clip_gradients()
@@ -290,6 +298,8 @@ class PairTrainer(ReliableTrainer):
         finite = skipped == 0
         if self.grad_scaler is None and finite and np.isfinite(norm):
             self.optimizer.step()
+        if self.averaged_pair is not None:
+            self.averaged_pair.update(self.pair)
         self.timer.mark("backward")
 
         if outcome.shares is not None:
@@ -387,6 +397,7 @@ class PairTrainer(ReliableTrainer):
                 {
                     **{name: weighting.state_dict() for name, weighting in self._weightings.items()},
                     "monitor": self.monitor.state_dict(),
+                    "averaged_pair": None if self.averaged_pair is None else self.averaged_pair.state_dict(),
                     "recipe": self.recipe.to_json(),
                     "data": self.data.fingerprint,
                     "class_names": self.class_names,

@@ -37,6 +37,7 @@ def test_exponent_of_the_weights_by_epoch():
         {"weighting_a_options": [1]},
         {"mirror_axes": [3]},
         {"confidence_threshold": 1.5},
+        {"teacher_momentum": 1},
         {"lambda_max": float("nan")},
     ],
 )
@@ -46,10 +47,10 @@ def test_bad_value_names_setting_and_range(setting):
     assert "somewhere.json" in str(error.value) and "must be" in str(error.value)
 
 
-def test_plain_view_needs_mixed_patches():
-    with pytest.raises(UserError, match=r"somewhere.json: setting teacher_view .* set paste_side too"):
-        overridden(Recipe(), {"teacher_view": "plain"}, "somewhere.json")
-    assert overridden(Recipe(paste_side=0.5), {"teacher_view": "plain"}, "somewhere.json").teacher_view == "plain"
+def test_averaged_weights_need_mixed_patches():
+    with pytest.raises(UserError, match=r"somewhere.json: setting teacher_momentum .* set paste_side too"):
+        overridden(Recipe(), {"teacher_momentum": 0.9}, "somewhere.json")
+    assert overridden(Recipe(paste_side=0.5), {"teacher_momentum": 0.9}, "somewhere.json").teacher_momentum == 0.9
 
 
 def test_unknown_setting_lists_the_valid_ones():

@@ -24,12 +24,12 @@ def started(dataset, **settings):
     return trainer
 
 
-def mixed(trainer, batch, side: float = 0.5, teacher_images=None):
+def mixed(trainer, batch, side: float = 0.5):
     """Images, targets and the mask that they were mixed by."""
     torch.manual_seed(4)
     masks = box_masks(3, (8, 8, 8), side)
     images = torch.cat((batch["data"], batch["unlabeled"]))
-    inputs = StepInputs(images, batch["target"], True, 1.0, paste_masks=masks, teacher_images=teacher_images)
+    inputs = StepInputs(images, batch["target"], True, 1.0, paste_masks=masks)
     mixed_at_once, mixed = (mixed_with_labeled(trainer, inputs, number) for number in (None, 2))
     assert torch.equal(mixed.images, mixed_at_once.images) and mixed.paste_masks is None
     assert all(map(torch.equal, mixed.unlabeled_targets, mixed_at_once.unlabeled_targets))
@@ -50,27 +50,37 @@ def test_pseudo_labels_are_those_of_the_whole_unlabeled_patch(tiny_dataset) -> N
         assert not target.requires_grad
 
 
-def test_pseudo_labels_of_the_mean_and_of_another_view(tiny_dataset) -> None:
+def test_pseudo_labels_of_the_mean_of_both_networks(tiny_dataset) -> None:
     trainer, batch = started(tiny_dataset, paste_side=0.5, teacher="mean"), batches(1)[0]
-    view = batch["unlabeled"] * 0.5
-    images, targets, masks = mixed(trainer, batch, teacher_images=view)
-    assert torch.equal(images, torch.where(masks, batch["data"], batch["unlabeled"]))
+    _, targets, masks = mixed(trainer, batch)
     with torch.no_grad():
-        logits_a, logits_b = (network(view)[0] for network in trainer.pair.sub_networks)
+        logits_a, logits_b = (network(batch["unlabeled"])[0] for network in trainer.pair.sub_networks)
     expected = torch.where(masks, batch["target"][0], ((logits_a + logits_b) / 2).argmax(1, keepdim=True))
     assert all(torch.equal(target.long(), expected) for target in targets)
     assert not torch.equal(expected, torch.where(masks, batch["target"][0], logits_b.argmax(1, keepdim=True)))
 
 
-def test_a_step_takes_the_plain_view_to_the_teacher(tiny_dataset) -> None:
-    """Two steps that differ in nothing but that view have different pseudo labels, and so losses."""
-    losses = []
-    for change in (0, 3):
-        trainer, batch = started(tiny_dataset, paste_side=0.5, teacher_view="plain"), batches(1)[0]
-        torch.manual_seed(4)
-        step = {**batch, "unlabeled_plain": batch["unlabeled"] * 0.5 + change * torch.randn_like(batch["unlabeled"])}
-        losses.append(float(trainer.train_step(step)["loss"]))
-    assert losses[0] != losses[1]
+def test_pseudo_labels_of_averaged_weights(tiny_dataset) -> None:
+    """The average follows the weights at its momentum, has no gradient, and makes the pseudo labels."""
+    trainer, batch = started(tiny_dataset, paste_side=0.5, teacher_momentum=0.75), batches(1)[0]
+    average = trainer.averaged_pair
+    before = [parameter.clone() for parameter in trainer.pair.parameters()]
+    for parameter, mine in zip(before, average.pair.parameters(), strict=True):
+        assert torch.equal(parameter, mine)
+    trainer.train_step(batch)
+    moved = 0
+    for old, new, mine in zip(before, trainer.pair.parameters(), average.pair.parameters(), strict=True):
+        torch.testing.assert_close(mine, 0.75 * old + 0.25 * new.detach())
+        assert mine.grad is None
+        moved += not torch.equal(old, new)
+    assert moved
+    with torch.no_grad():
+        for parameter in average.pair.parameters():
+            parameter.normal_()
+        peers = [network(batch["unlabeled"])[0].argmax(1, keepdim=True) for network in average.pair.sub_networks[::-1]]
+    _, targets, masks = mixed(trainer, batch)
+    for target, peer in zip(targets, peers, strict=True):
+        assert torch.equal(target.long(), torch.where(masks, batch["target"][0], peer))
 
 
 def test_ignored_voxels_are_ignored_where_they_are_pasted(tiny_dataset, monkeypatch) -> None:
@@ -112,7 +122,7 @@ def test_training_with_pasted_patches(tiny_dataset) -> None:
         unlabeled_schedule="always",
         unsupervised_dice=1.0,
         teacher="mean",
-        teacher_view="plain",
+        teacher_momentum=0.9,
     )
     trainer.run_training()
     assert [line["epoch"] for line in log_lines(trainer)] == [0, 1]

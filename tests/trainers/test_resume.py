@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from tiny_training import assert_same, log_lines, make_trainer, parameters, resumed
+from tiny_training import assert_same, differs, log_lines, make_trainer, parameters, resumed
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.training import checkpoint as checkpoint_module
 
-SETTINGS = {"num_epochs": 3, "lambda_max": 0.5}
+SETTINGS = {"num_epochs": 3, "lambda_max": 0.5, "teacher": "mean", "teacher_momentum": 0.9}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def stop_in_epoch(trainer, epoch: int) -> None:
 def test_resumed_run_equals_one_never_stopped(tiny_dataset, killed_in_epoch):
     whole = make_trainer(tiny_dataset, **SETTINGS)
     whole.run_training()
-    expected, lines = parameters(whole), log_lines(whole)
+    expected, lines, average = parameters(whole), log_lines(whole), whole.averaged_pair.state_dict()
     states = [w.state_dict() for w in whole._weightings.values()]
     Path(whole.output_folder, "checkpoint_final.pth").unlink()
 
@@ -51,6 +51,8 @@ def test_resumed_run_equals_one_never_stopped(tiny_dataset, killed_in_epoch):
     second.run_training()
 
     assert_same(expected, parameters(second))
+    assert_same(average, second.averaged_pair.state_dict())
+    assert differs(average, expected)
     for state, weighting in zip(states, second._weightings.values(), strict=True):
         after = weighting.state_dict()
         assert all(torch.equal(torch.as_tensor(after[n]), torch.as_tensor(state[n])) for n in state)

@@ -83,6 +83,7 @@ def pair_trainer(dataset, device: torch.device, name: str = "nnUNetTrainerDHC", 
     trainer.files.estimate_duration = lambda _: None
     for weighting in trainer._weightings.values():
         weighting.initialize(torch.tensor([9000, 500, 200, 30], device=trainer.device))
+    trainer._start_averaging()
     trainer.dataloader_train = NoLoader()
     trainer.on_train_epoch_start()
     return trainer
@@ -106,6 +107,7 @@ def of_stock(tiny_dataset):
     ("nnUNetTrainerDHC", {"low_memory": "off"}),
     ("nnUNetTrainerDHC", {"low_memory": "on"}),
     ("nnUNetTrainerDHC", {"unsupervised_dice": 1.0, "confidence_threshold": 0.5}),
+    ("nnUNetTrainerDHC", {"teacher": "mean", "teacher_momentum": 0.99}),
     ("nnUNetTrainerDHCReleased", {}),
     ("nnUNetTrainerDHCPaper", {}),
     ("nnUNetTrainerCReST", {}),

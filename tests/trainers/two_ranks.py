@@ -102,6 +102,7 @@ def start(trainer) -> None:
     trainer.files.estimate_duration = lambda _: None
     for weighting in trainer._weightings.values():
         weighting.initialize(torch.tensor([9000, 500, 200, 30]))
+    trainer._start_averaging()
     trainer.dataloader_train = NoLoader()
     trainer.on_train_epoch_start()
 

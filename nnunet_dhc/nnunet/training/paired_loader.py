@@ -12,8 +12,7 @@ class PairedLoader:
     """Joins nnU-Net's labeled stream with a second, unlabeled one.
 
     Each batch is the labeled batch of nnU-Net plus ``"unlabeled"``: the unlabeled images (b, c, *spatial), or None when
-    there is no unlabeled stream or ``draw_unlabeled`` is off for this step; and ``"unlabeled_plain"``: the view of them
-    that the teacher gets, or None where it sees the same.
+    there is no unlabeled stream or ``draw_unlabeled`` is off for this step.
 
     Attributes:
         waited_s: Seconds spent in waiting for batches since it was last set to 0.
@@ -32,7 +31,6 @@ class PairedLoader:
         start = perf_counter()
         batch = dict(next(self.labeled))
         draw = self.unlabeled is not None and self.draw_unlabeled
-        unlabeled = next(self.unlabeled) if draw else {}
-        batch["unlabeled"], batch["unlabeled_plain"] = unlabeled.get("data"), unlabeled.get("plain")
+        batch["unlabeled"] = next(self.unlabeled)["data"] if draw else None
         self.waited_s += perf_counter() - start
         return batch

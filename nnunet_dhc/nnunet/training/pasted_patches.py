@@ -21,17 +21,19 @@ def mixed_with_labeled(trainer: PairTrainer, inputs: StepInputs, patches_at_once
     A and B are to learn the reference there, and elsewhere the other network's pseudo label of the plain patch.
 
     Args:
-        trainer: Its networks make the pseudo labels.
+        trainer: Its networks make the pseudo labels, or the average of their weights does.
         inputs: As many unlabeled patches as labeled ones.
         patches_at_once: Patches that go through the networks together; None = all.
     """
     objective, masks = trainer.objective, inputs.paste_masks
     labeled, unlabeled = inputs.images.tensor_split([inputs.num_labeled])
     peer_targets = []
-    seen_by_teacher = unlabeled if inputs.teacher_images is None else inputs.teacher_images
-    for patches in seen_by_teacher.split(patches_at_once or len(unlabeled)):
-        with mixed_precision(trainer.device), trainer.pair.giving("both"):
-            logits_a, logits_b = (as_list(outputs)[0] for outputs in trainer.network(patches))
+    teacher, network = trainer.pair, trainer.network
+    if trainer.averaged_pair is not None:
+        teacher = network = trainer.averaged_pair.pair
+    for patches in unlabeled.split(patches_at_once or len(unlabeled)):
+        with mixed_precision(trainer.device), teacher.giving("both"):
+            logits_a, logits_b = (as_list(outputs)[0] for outputs in network(patches))
         pseudo_a, pseudo_b = objective.pseudo_labels(logits_a, logits_b)
         peer_targets.append(objective.peer_targets(pseudo_a, pseudo_b, logits_a, logits_b))
     target_a, target_b = (
@@ -39,4 +41,4 @@ def mixed_with_labeled(trainer: PairTrainer, inputs: StepInputs, patches_at_once
         for of_network in zip(*peer_targets, strict=True)
     )
     images = torch.cat((labeled, torch.where(masks, labeled, unlabeled)))
-    return replace(inputs, images=images, unlabeled_targets=(target_a, target_b), paste_masks=None, teacher_images=None)
+    return replace(inputs, images=images, unlabeled_targets=(target_a, target_b), paste_masks=None)

@@ -103,11 +103,11 @@ class Recipe:
         _choice("peer", "mean"),
         "whose pseudo labels a sub-network learns: the other sub-network's, or those of the mean of both ones' logits",
     )
-    teacher_view: str = _setting(
-        "augmented",
-        _choice("augmented", "plain"),
-        "what the pseudo labels of mixed patches are made of: the augmented patch, or the patch before augmentation of "
-        "its intensities; plain needs paste_side above 0",
+    teacher_momentum: float = _setting(
+        0.0,
+        (lambda value: _between(0, 1)[0](value) and value < 1, "a number from 0 to below 1"),
+        "momentum of the moving average of both ones' weights that makes the pseudo labels of mixed patches; 0 = the "
+        "weights as they are; above 0 needs paste_side above 0",
     )
     unsupervised_deep_supervision: bool = _setting(True, _BOOLEAN, "pseudo labels also at the coarser outputs")
     dice_smooth: float = _setting(1e-5, _between(0, 1e3), "smoothing constant of the Dice terms, in voxels")
@@ -183,10 +183,10 @@ class Recipe:
                     f"setting {setting.name} = {value!r} of nnunet_dhc must be {setting.metadata['expected']}; "
                     f"correct it, for example: nnunet_dhc configure --set {setting.name}={_default_text(setting)}"
                 )
-        if self.teacher_view == "plain" and self.paste_side == 0:
+        if self.teacher_momentum > 0 and self.paste_side == 0:
             raise UserError(
-                "setting teacher_view = 'plain' of nnunet_dhc needs mixed patches: set paste_side too, for example: "
-                "nnunet_dhc configure --set teacher_view=plain --set paste_side=0.67"
+                "setting teacher_momentum of nnunet_dhc needs mixed patches: set paste_side too, for example: "
+                "nnunet_dhc configure --set teacher_momentum=0.99 --set paste_side=0.67"
             )
 
     def weight_exponent_at(self, epoch: int, num_epochs: int) -> float:

@@ -31,7 +31,6 @@ class StepInputs:
         measures_shares: Whether to measure how much of the gradient is unsupervised; it waits for the device.
         unlabeled_targets: What A and B learn on the unlabeled patches, if not the other one's pseudo labels of them.
         paste_masks: Where labeled patches are still to be pasted into the unlabeled ones, (b, 1, *spatial), bool.
-        teacher_images: The unlabeled patches that pseudo labels are made of before pasting, if not the same ones.
     """
 
     images: Tensor
@@ -41,7 +40,6 @@ class StepInputs:
     measures_shares: bool = False
     unlabeled_targets: tuple[Tensor, Tensor] | None = None
     paste_masks: Tensor | None = None
-    teacher_images: Tensor | None = None
 
     @property
     def num_labeled(self) -> int:

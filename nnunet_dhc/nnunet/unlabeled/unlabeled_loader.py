@@ -17,7 +17,6 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from threadpoolctl import threadpool_limits
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.unlabeled.two_views import two_views
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import case_files
 
 
@@ -98,8 +97,7 @@ def unreadable_case(identifier: str, path: str, error: Exception) -> UserError:
 class UnlabeledDataLoader(nnUNetDataLoader):
     """nnU-Net's loader without labels: random locations only, and no target in the batch.
 
-    Arguments as in ``nnUNetDataLoader``; a batch is ``{"data": (b, c, *spatial) float32, "keys": identifiers}``. With
-    ``plain_view`` it also has ``"plain"``: the same patches without augmentation of their intensities.
+    Arguments as in ``nnUNetDataLoader``; a batch is ``{"data": (b, c, *spatial) float32, "keys": identifiers}``.
     """
 
     def __init__(
@@ -112,7 +110,6 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         sampling_probabilities: Sequence[float] | None = None,
         pad_sides: Sequence[int] | None = None,
         transforms: Any = None,
-        plain_view: bool = False,
     ) -> None:
         super().__init__(
             data,
@@ -128,7 +125,6 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         # An ignore label would make the stock loader look up where a case is annotated.
         self.has_ignore = False
         self.annotated_classes_key = ()
-        self.plain_view = plain_view
 
     def get_indices(self) -> list[str]:
         """As nnU-Net, but without turning the whole list of identifiers into an array for each batch."""
@@ -138,14 +134,16 @@ class UnlabeledDataLoader(nnUNetDataLoader):
     def generate_train_batch(self) -> dict[str, Any]:
         """Draw cases and locations at random, crop, pad and augment."""
         keys = self.get_indices()
+        batch = None
         with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
-            patches = [self._patch(identifier) for identifier in keys]
-            batch = {"data": torch.stack([patch["image"] for patch in patches]).float(), "keys": keys}
-            if self.plain_view:
-                batch["plain"] = torch.stack([patch["plain"] for patch in patches]).float()
-        return batch
+            for index, identifier in enumerate(keys):
+                image = self._augmented_patch(identifier)
+                if batch is None:
+                    batch = torch.empty((self.batch_size, *image.shape), dtype=torch.float32)
+                batch[index] = image
+        return {"data": batch, "keys": keys}
 
-    def _patch(self, identifier: str) -> dict[str, torch.Tensor]:
+    def _augmented_patch(self, identifier: str) -> torch.Tensor:
         data, seg, seg_prev, _ = self._data.load_case(identifier)
         lower, upper = self.get_bbox(data.shape[1:], False, None)
         bbox = [list(bounds) for bounds in zip(lower, upper, strict=True)]
@@ -160,9 +158,9 @@ class UnlabeledDataLoader(nnUNetDataLoader):
             sample["segmentation"] = torch.cat((sample["segmentation"], previous), dim=0)
         if self.patch_size_was_2d:
             sample = {key: value[:, 0] for key, value in sample.items()}
-        if self.plain_view:
-            return two_views(self.transforms, sample)
-        return sample if self.transforms is None else self.transforms(**sample)
+        if self.transforms is not None:
+            sample = self.transforms(**sample)
+        return sample["image"]
 
 
 @contextmanager

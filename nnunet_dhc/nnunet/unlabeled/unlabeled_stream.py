@@ -14,8 +14,8 @@ from nnunet_dhc.nnunet.reliability.damaged_files import read_without_mapping
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import UnlabeledDataLoader, UnlabeledDataset
 
 
-def unlabeled_stream(trainer: nnUNetTrainer, dataset: UnlabeledDataset, plain_view: bool = False) -> Iterator[dict]:
-    """Endless batches of `UnlabeledDataLoader`.
+def unlabeled_stream(trainer: nnUNetTrainer, dataset: UnlabeledDataset) -> Iterator[dict]:
+    """Endless batches ``{"data": (b, c, *spatial) float32, "keys": identifiers}``.
 
     Patch and batch size are the trainer's (the plans', divided over DDP ranks), the augmentation is what the trainer
     gives labeled patches. The number of workers is nnU-Net's (``nnUNet_n_proc_DA``).
@@ -43,7 +43,6 @@ def unlabeled_stream(trainer: nnUNetTrainer, dataset: UnlabeledDataset, plain_vi
         configuration.patch_size,
         trainer.label_manager,
         transforms=transforms,
-        plain_view=plain_view,
     )
     num_workers = get_allowed_n_proc_DA()
     if num_workers == 0:
