@@ -54,8 +54,7 @@ class Recipe:
 
     The objective of a step is S_A + S_B + lambda * (U_A + U_B) with
     S = supervised_ce * CE_w + supervised_dice * Dice_w on labeled patches against the reference, and
-    U = unsupervised_ce * CE_w + unsupervised_dice * Dice_w against the teacher's pseudo
-    label.
+    U = unsupervised_ce * CE_w + unsupervised_dice * Dice_w against the teacher's pseudo label.
     """
 
     weighting_a: str = _setting("diffdw", _choice(*WEIGHTINGS), "class weighting of sub-network A")
