@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def mixed_with_labeled(trainer: PairTrainer, inputs: StepInputs, patches_at_once: int | None = None) -> StepInputs:
     """The inputs of a step with labeled parts in the unlabeled patches, where ``paste_masks`` says so.
 
-    A and B are to learn the reference there, and elsewhere the other network's pseudo label of the plain patch.
+    A and B are to learn the reference there, and elsewhere the teacher's pseudo label of the plain patch.
 
     Args:
         trainer: Its networks make the pseudo labels, or the average of their weights does.
