@@ -135,8 +135,10 @@ def methods_page() -> str:
 def settings_page() -> str:
     """Every setting of the recipe, and the options of each class weighting."""
     from nnunet_dhc.nnunet.training.recipe import settings_help
+    from nnunet_dhc.trainers.dhc import nnUNetTrainerDHC
 
-    rows = [(f"`{name}`", code(default), expected, text) for name, default, expected, text in settings_help()]
+    settings = settings_help(nnUNetTrainerDHC.recipe)
+    rows = [(f"`{name}`", code(default), expected, text) for name, default, expected, text in settings]
     weightings = []
     for name, cls in weighting_classes().items():
         options = [

@@ -18,17 +18,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="configurations that get that architecture")
     parser.add_argument("--overwrite", action="store_true", help="replace plans that exist under the new identifier")
-    parser.add_argument("--list", action="store_true", help="list all settings with their defaults")
+    parser.add_argument(
+        "--list",
+        nargs="?",
+        const="nnUNetTrainerDHC",
+        metavar="TRAINER",
+        help="list all settings with their values in a trainer (default: nnUNetTrainerDHC)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     from nnunet_dhc.errors import UserError
     from nnunet_dhc.nnunet.training.configure_plans import configure_plans, parse_setting
     from nnunet_dhc.nnunet.training.recipe import settings_help
+    from nnunet_dhc.trainers.lookup import is_trainer_name, trainer_class
 
     if args.list:
-        for name, default, expected, meaning in settings_help():
-            print(f"{name} = {default!r}\n    {meaning} ({expected})")
+        if not is_trainer_name(args.list):
+            raise UserError(f"--list {args.list}: no trainer of this package; nnunet_dhc methods lists them")
+        for name, value, expected, meaning in settings_help(trainer_class(args.list).recipe):
+            print(f"{name} = {value!r}\n    {meaning} ({expected})")
         return
     if not args.d or not args.o:
         raise UserError(

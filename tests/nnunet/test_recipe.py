@@ -59,7 +59,20 @@ def test_unknown_setting_lists_the_valid_ones():
 
 
 def test_every_setting_has_a_help_text():
-    assert all(meaning and expected for _, _, expected, meaning in settings_help())
+    assert all(meaning and expected for _, _, expected, meaning in settings_help(Recipe()))
+
+
+@pytest.mark.parametrize(
+    ("given", "value"), [([], 1.0), (["nnUNetTrainerCPS"], 0.1), (["nnUNetTrainerCPS_5epochs"], 0.1)]
+)
+def test_list_shows_the_values_of_a_trainer(capsys, given, value):
+    assert main(["configure", "--list", *given]) == 0
+    assert f"lambda_max = {value}\n" in capsys.readouterr().out
+
+
+def test_list_of_an_unknown_trainer_says_where_the_names_are(capsys):
+    assert main(["configure", "--list", "nnUNetTrainer"]) != 0
+    assert "nnunet_dhc methods" in capsys.readouterr().err
 
 
 def test_configure_writes_plans_under_a_new_identifier(tiny_dataset, capsys):

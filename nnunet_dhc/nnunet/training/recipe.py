@@ -225,7 +225,6 @@ def recipe_from_plans(recipe: Recipe, plans: Mapping[str, Any]) -> Recipe:
     return overridden(recipe, plans.get(PLANS_KEY, {}), f"plans {plans.get('plans_name', '?')}")
 
 
-def settings_help() -> list[tuple[str, Any, str, str]]:
-    """(name, default, what is valid, meaning) of every setting, for the command line and the docs."""
-    default = Recipe()
-    return [(s.name, getattr(default, s.name), s.metadata["expected"], s.metadata["help"]) for s in fields(Recipe)]
+def settings_help(recipe: Recipe) -> list[tuple[str, Any, str, str]]:
+    """(name, value in this recipe, what is valid, meaning) of every setting, for the command line and the docs."""
+    return [(s.name, getattr(recipe, s.name), s.metadata["expected"], s.metadata["help"]) for s in fields(Recipe)]
