@@ -261,7 +261,7 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
     (preprocessed / "splits_final.json").write_text(json.dumps([fold, upper], indent=1))
     plans = json.loads((preprocessed / f"{args.plans}.json").read_text())["configurations"][args.configuration]
     for row in rows:
-        write_small_plans(
+        written = write_small_plans(
             preprocessed,
             args.configuration,
             args.patch or plans["patch_size"],
@@ -276,6 +276,15 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
                 "num_val_iterations_per_epoch": args.val_iterations,
                 **({} if row.trainer == TWO_STAGE else row.settings),
             },
+        )
+    used = json.loads(written.read_text())["configurations"][args.configuration]
+    features = used["architecture"]["arch_kwargs"]["features_per_stage"]
+    if args.features and len(features) < len(args.features):
+        print(
+            f"a patch of {used['patch_size']} gives {len(features)} resolutions by nnU-Net's rule: "
+            f"--features {args.features} are used as {features}",
+            file=sys.stderr,
+            flush=True,
         )
 
 

@@ -43,7 +43,9 @@ def test_goes_on_after_a_stop_and_ends_with_predictions(tiny_dataset, tmp_path):
         for folder in (tiny_dataset.raw / "labelsTr", work / "preprocessed" / tiny_dataset.name / "gt_segmentations"):
             (folder / f"{case}.nii.gz").write_text("not a label")
 
-    assert "stopped; call again to continue" in run(tiny_dataset, work, "--minutes", "0.05").stdout
+    stopped = run(tiny_dataset, work, "--minutes", "0.05", "--features", "4", "8", "8", "8")
+    assert "stopped; call again to continue" in stopped.stdout
+    assert "--features [4, 8, 8, 8] are used as [4, 8, 8]" in stopped.stderr
     assert not (work / "results.jsonl").read_text()
     run(tiny_dataset, work)
     (line,) = map(json.loads, (work / "results.jsonl").read_text().splitlines())
