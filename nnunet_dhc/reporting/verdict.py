@@ -14,6 +14,13 @@ MINUS = "\N{MINUS SIGN}"
 _STOCK = re.compile(r"nnUNetTrainer(NoMirroring)?(_\d+epochs?)?$")
 _PAIR_SUPERVISED = re.compile(r"nnUNetTrainerPairSupervised(_\d+epochs?)?$")
 _SEMI_SUPERVISED = re.compile(r"nnUNetTrainer(DHC|CPS|CReST|SimiS|Pair(Dist|Diff)DW)")
+# What a training on labels alone reads of a recipe; all other settings concern unlabeled patches or the run.
+_SETTINGS_ON_LABELS = (
+    "weighting_a", "weighting_b", "weighting_mode", "weighting_a_options", "weighting_b_options", "weight_exponent",
+    "weight_exponent_final", "weight_mean_one", "weight_minimum", "supervised_ce", "supervised_dice", "dice_smooth",
+    "dice_pooled_over_batch", "initialization_a", "initialization_b", "architecture_b", "oversample_foreground",
+    "mirror_axes",
+)
 _STEPS_TOLERANCE = 0.05
 _TIME_TOLERANCE = 0.15
 
@@ -115,7 +122,9 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
     target = next((row for row in semi if row["name"] == subject), semi[0])
     stock = by_role.get("stock", [])
     stock = [row for row in stock if row["facts"].get("mirror_axes") == target["facts"].get("mirror_axes")] or stock
-    control = _closest(by_role.get("pair supervised", []), target, "steps", _STEPS_TOLERANCE)
+    controls = by_role.get("pair supervised", [])
+    controls = [row for row in controls if not _differing_settings(row, target)] or controls
+    control = _closest(controls, target, "steps", _STEPS_TOLERANCE)
     equal_steps = _closest(stock, target, "steps", _STEPS_TOLERANCE)
     equal_time = _closest(stock, target, "seconds", _TIME_TOLERANCE)
     parts, missing = [], []
@@ -126,6 +135,7 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
 
     if control:
         add("unlabeled data", target, control)
+        parts[-1]["differing_settings"] = _differing_settings(control, target)
     else:
         missing.append("nnUNetTrainerPairSupervised with the same number of steps: without it, the part of the "
                        "unlabeled data can't be told from that of two networks")
@@ -155,7 +165,7 @@ def _attribution_sentence(subject: str, parts: Sequence[dict[str, Any]], metric:
     if unlabeled is None or unlabeled["mean"] is None:
         return ""
     sentences = [f"The unlabeled data change {subject} by {_points(unlabeled['mean'], metric)}"
-                 f"{_interval_text(unlabeled, metric)} against the same pair without them{_doubt(unlabeled)}"]
+                 f"{_interval_text(unlabeled, metric)} against {_control_text(unlabeled)}{_doubt(unlabeled)}"]
     if networks is not None and networks["mean"] is not None:
         sentences.append(f"two networks with class weights change stock by {_points(networks['mean'], metric)}"
                          f"{_interval_text(networks, metric)} at equal steps{_doubt(networks)}")
@@ -165,6 +175,22 @@ def _attribution_sentence(subject: str, parts: Sequence[dict[str, Any]], metric:
         text += (f" Against stock with the same wall-clock it is {_points(time['mean'], metric)}"
                  f"{_interval_text(time, metric)}{_doubt(time)}.")
     return text
+
+
+def _control_text(part: dict[str, Any]) -> str:
+    if differing := part["differing_settings"]:
+        return f"a pair without them whose recipe differs, too (in {', '.join(differing)})"
+    return "the same pair without them"
+
+
+def _differing_settings(row: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Settings on labels in which two trainings differ, of those that the records of both tell."""
+    recipes: list[dict[str, Any]] = [
+        next((run["recipe"] for run in side["runs"] if isinstance(run.get("recipe"), dict)), {})
+        for side in (row, other)
+    ]
+    return [name for name in _SETTINGS_ON_LABELS
+            if all(name in recipe for recipe in recipes) and recipes[0][name] != recipes[1][name]]
 
 
 def _doubt(part: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +13,8 @@ import pytest
 from made_up import boxes, dataset_json, write_json, write_volume
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.training.recipe import Recipe
+from nnunet_dhc.reporting import verdict
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
 from nnunet_dhc.reporting.collection import Row
 from nnunet_dhc.reporting.compare import Options, anonymised, build_comparison
@@ -65,6 +67,20 @@ def test_verdict_and_attribution(comparison):
         "longer training of stock nnU-Net": ("nnUNetTrainer_16epochs", "nnUNetTrainer"),
     }
     assert comparison["attribution"]["missing"] == []
+
+
+def test_a_control_with_another_recipe_is_said(tree):
+    tree.add_stock().add_pair("nnUNetTrainerDHC", recipe={"dice_pooled_over_batch": True, "counts_from": "unlabeled"})
+    tree.add_pair("nnUNetTrainerPairSupervised", recipe={"dice_pooled_over_batch": None, "counts_from": "labeled"})
+    names = "nnUNetTrainer", "nnUNetTrainerPairSupervised", "nnUNetTrainerDHC"
+    said = _build(tree, *names)["attribution"]["sentence"]
+    assert "against a pair without them whose recipe differs, too (in dice_pooled_over_batch)" in said
+    tree.add_pair("nnUNetTrainerPairSupervised", recipe={"dice_pooled_over_batch": True, "counts_from": "labeled"})
+    assert "against the same pair without them" in _build(tree, *names)["attribution"]["sentence"]
+
+
+def test_the_settings_of_a_control_are_settings():
+    assert set(verdict._SETTINGS_ON_LABELS) <= {setting.name for setting in fields(Recipe)}
 
 
 def test_missing_controls_are_named(tree):
