@@ -36,7 +36,7 @@ from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, mirroring_note
 from nnunet_dhc.nnunet.training.objective import build_objective, class_names
 from nnunet_dhc.nnunet.training.paired_loader import PairedLoader
 from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data
-from nnunet_dhc.nnunet.training.recipe import Recipe, recipe_from_plans
+from nnunet_dhc.nnunet.training.recipe import Recipe, changed_since, recipe_from_plans
 from nnunet_dhc.nnunet.training.run_files import RunFiles
 from nnunet_dhc.nnunet.training.step_mode import StepMode
 from nnunet_dhc.nnunet.training.step_timer import StepTimer
@@ -203,7 +203,7 @@ class PairTrainer(ReliableTrainer):
             weighting.to(self.device)
         if state is not None:
             self.monitor.load_state_dict(state["monitor"])
-            self._report_changes(state["data"])
+            self._report_changes(state)
 
     def _start_averaging(self) -> None:
         """Here and not earlier, so that the average begins with pretrained weights where there are some."""
@@ -218,10 +218,16 @@ class PairTrainer(ReliableTrainer):
     def _weightings(self) -> dict:
         return {"weighting_a": self.objective.weighting_a, "weighting_b": self.objective.weighting_b}
 
-    def _report_changes(self, before: dict[str, str]) -> None:
-        changes = self.data.changes_since(before)
+    def _report_changes(self, state: dict) -> None:
+        changes = self.data.changes_since(state["data"])
         if changes:
             self.print_to_log_file("WARNING:", changes)
+        settings = changed_since(self.recipe, state["recipe"], self.plans_manager.plans)
+        if settings:
+            self.print_to_log_file(
+                f"WARNING: the recipe of {type(self).__name__} has changed since this run started, probably with the "
+                f"version of nnunet_dhc ({'; '.join(settings)}). The run goes on with the new one"
+            )
 
     def run_training(self):
         if self.current_epoch >= self.num_epochs:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from tiny_training import make_trainer, resumed
@@ -25,8 +26,18 @@ def test_another_setting_is_told(tiny_dataset, started, capsys):
 
 
 def test_same_plans_are_not_mentioned(tiny_dataset, started, capsys):
-    resumed(tiny_dataset, started)
-    assert "plans have changed" not in capsys.readouterr().out
+    resumed(tiny_dataset, started).on_train_start()
+    printed = capsys.readouterr().out
+    assert "plans have changed" not in printed and "recipe of" not in printed
+
+
+def test_another_recipe_of_the_trainer_is_told(tiny_dataset, started, capsys, monkeypatch):
+    trainer = type(started)
+    monkeypatch.setattr(trainer, "recipe", replace(trainer.recipe, dice_pooled_over_batch=False))
+    resumed(tiny_dataset, started).on_train_start()
+    printed = capsys.readouterr().out
+    assert f"the recipe of {trainer.__name__} has changed since this run started" in printed
+    assert "(dice_pooled_over_batch: true -> false)" in printed
 
 
 def test_another_network_is_refused(tiny_dataset, started):

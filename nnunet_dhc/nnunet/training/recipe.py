@@ -225,6 +225,19 @@ def recipe_from_plans(recipe: Recipe, plans: Mapping[str, Any]) -> Recipe:
     return overridden(recipe, plans.get(PLANS_KEY, {}), f"plans {plans.get('plans_name', '?')}")
 
 
+def changed_since(recipe: Recipe, before: Mapping[str, Any], plans: Mapping[str, Any]) -> list[str]:
+    """Settings whose value in the trainer is another one than in the recipe of a checkpoint, "name: before -> now".
+
+    Those that the plans set are left out: the comparison of the plans tells them.
+    """
+    from_plans = plans.get(PLANS_KEY, {})
+    return [
+        f"{name}: {json.dumps(before[name])} -> {json.dumps(value)}"
+        for name, value in recipe.to_json().items()
+        if name in before and name not in from_plans and before[name] != value
+    ]
+
+
 def settings_help(recipe: Recipe) -> list[tuple[str, Any, str, str]]:
     """(name, value in this recipe, what is valid, meaning) of every setting, for the command line and the docs."""
     return [(s.name, getattr(recipe, s.name), s.metadata["expected"], s.metadata["help"]) for s in fields(Recipe)]
