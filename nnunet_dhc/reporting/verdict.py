@@ -129,13 +129,12 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
     equal_time = _closest(stock, target, "seconds", _TIME_TOLERANCE)
     parts, missing = [], []
 
-    def add(what: str, row: dict[str, Any], against: dict[str, Any]) -> None:
+    def add(what: str, row: dict[str, Any], against: dict[str, Any], **more: Any) -> None:
         found = contrast(row["name"], against["name"])
-        parts.append({"what": what, "row": row["name"], "against": against["name"], **found})
+        parts.append({"what": what, "row": row["name"], "against": against["name"], **found, **more})
 
     if control:
-        add("unlabeled data", target, control)
-        parts[-1]["differing_settings"] = _differing_settings(control, target)
+        add("unlabeled data", target, control, differing_settings=_differing_settings(control, target))
     else:
         missing.append("nnUNetTrainerPairSupervised with the same number of steps: without it, the part of the "
                        "unlabeled data can't be told from that of two networks")

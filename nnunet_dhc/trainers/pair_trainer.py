@@ -222,7 +222,8 @@ class PairTrainer(ReliableTrainer):
         changes = self.data.changes_since(state["data"])
         if changes:
             self.print_to_log_file("WARNING:", changes)
-        settings = changed_since(self.recipe, state["recipe"], self.plans_manager.plans)
+        plans_before = self.my_init_kwargs["plans"]  # nnU-Net has put the checkpoint's there
+        settings = changed_since(self.recipe, state["recipe"], plans_before, self.plans_manager.plans)
         if settings:
             self.print_to_log_file(
                 f"WARNING: the recipe of {type(self).__name__} has changed since this run started, probably with the "

@@ -40,6 +40,15 @@ def test_another_recipe_of_the_trainer_is_told(tiny_dataset, started, capsys, mo
     assert "(dice_pooled_over_batch: true -> false)" in printed
 
 
+def test_a_setting_taken_out_of_the_plans_is_told_once(tiny_dataset, capsys):
+    started = make_trainer(tiny_dataset, lambda_max=0.3)
+    started.on_train_start()
+    resumed(tiny_dataset, started).on_train_start()
+    printed = capsys.readouterr().out
+    assert "the plans have changed since this run started (nnunet_dhc.lambda_max)" in printed
+    assert "recipe of" not in printed
+
+
 def test_another_network_is_refused(tiny_dataset, started):
     path = tiny_dataset.preprocessed / f"{tiny_dataset.tiny_plans}.json"
     plans = json.loads(path.read_text())

@@ -225,12 +225,12 @@ def recipe_from_plans(recipe: Recipe, plans: Mapping[str, Any]) -> Recipe:
     return overridden(recipe, plans.get(PLANS_KEY, {}), f"plans {plans.get('plans_name', '?')}")
 
 
-def changed_since(recipe: Recipe, before: Mapping[str, Any], plans: Mapping[str, Any]) -> list[str]:
+def changed_since(recipe: Recipe, before: Mapping[str, Any], *plans: Mapping[str, Any]) -> list[str]:
     """Settings whose value in the trainer is another one than in the recipe of a checkpoint, "name: before -> now".
 
-    Those that the plans set are left out: the comparison of the plans tells them.
+    Those that any of the plans, of the checkpoint or of now, sets are left out: the comparison of the plans tells them.
     """
-    from_plans = plans.get(PLANS_KEY, {})
+    from_plans = {name for some in plans for name in some.get(PLANS_KEY, {})}
     return [
         f"{name}: {json.dumps(before[name])} -> {json.dumps(value)}"
         for name, value in recipe.to_json().items()
