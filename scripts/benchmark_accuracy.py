@@ -44,7 +44,7 @@ _ROW = re.compile(
     r"(?P<label>[A-Za-z0-9-]+)=(?P<trainer>[\w-]+)(?::(?P<settings>[^@*~]*))?(?P<all>@all)?"
     r"(?:\*(?P<times>[\d.]+))?(?:~(?P<as_long_as>[A-Za-z0-9-]+))?"
 )
-_COMMA = re.compile(r",(?![^\[]*\])")  # between settings, not within a list
+_COMMA = re.compile(r",(?=\w+=)")  # between settings, not within a list or an object of JSON
 STOCK, TWO_STAGE = "nnUNetTrainer", "two-stage"
 OVERSAMPLE = "oversample_foreground"
 _SETTINGS_OF_STOCK = {STOCK: {OVERSAMPLE}, TWO_STAGE: {"trainer"}}

@@ -59,9 +59,13 @@ def test_goes_on_after_a_stop_and_ends_with_predictions(tiny_dataset, tmp_path):
     assert (student / "preprocessed" / tiny_dataset.name / "nnUNetPlans_3d_fullres" / "case_3_seg.b2nd").is_file()
 
 
-def test_row_with_a_list_among_its_settings(monkeypatch):
+def test_row_with_lists_and_objects_among_its_settings(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     from benchmark_accuracy import Row
 
     row = Row.parse("sides=nnUNetTrainerDHC:lambda_max=3,mirror_axes=[0,1],low_memory=on*2")
     assert row.settings == {"lambda_max": 3, "mirror_axes": [0, 1], "low_memory": "on"} and row.times == 2
+
+    architecture = '{"3d_fullres":{"arch_kwargs":{"n_stages":2,"strides":[[1,1,1],[2,2,2]]}}}'
+    row = Row.parse(f"residual=nnUNetTrainerDHC:architecture_b={architecture},lambda_max=3")
+    assert row.settings == {"architecture_b": json.loads(architecture), "lambda_max": 3}
