@@ -19,7 +19,7 @@ Logits = Tensor | list[Tensor]
 
 
 class CoTrainedPair(nn.Module):
-    """Two sub-networks that see the same patches, B differently where ``forward`` gets patches of its own for it.
+    """Two sub-networks that see the same patches.
 
     ``output`` says what ``forward`` gives; it is an explicit switch because validation and prediction both put the
     module into evaluation mode and need different outputs:
@@ -41,14 +41,12 @@ class CoTrainedPair(nn.Module):
     def sub_networks(self) -> tuple[nn.Module, nn.Module]:
         return self.sub_network_a, self.sub_network_b
 
-    def forward(self, images: Tensor, images_b: Tensor | None = None) -> Logits | tuple[Logits, Logits]:
-        if images_b is None:
-            images_b = images
+    def forward(self, images: Tensor) -> Logits | tuple[Logits, Logits]:
         if self.output == "a":
             return self.sub_network_a(images)
         if self.output == "b":
-            return self.sub_network_b(images_b)
-        logits_a, logits_b = self.sub_network_a(images), self.sub_network_b(images_b)
+            return self.sub_network_b(images)
+        logits_a, logits_b = self.sub_network_a(images), self.sub_network_b(images)
         return (logits_a, logits_b) if self.output == "both" else mean_logits(logits_a, logits_b)
 
     @contextmanager

@@ -135,7 +135,7 @@ class _LowMemoryStep:
         """Logits of one sub-network on one group; a second call sees the same dropout if the state is put back."""
         self.random_states.setdefault((network, number), random_state(self.trainer.device))
         with self.trainer.pair.giving(network):
-            return as_list(self.trainer.network(*(view[self.groups[number].rows] for view in self.inputs.views)))
+            return as_list(self.trainer.network(self.inputs.images[self.groups[number].rows]))
 
     def _targets(self, number: int) -> list[Tensor]:
         group = self.groups[number]

@@ -133,12 +133,6 @@ class Recipe:
         "side of the box that unlabeled patches exchange with labeled ones, as a part of the patch; 0 = unlabeled "
         "patches stay whole",
     )
-    perturbation_b: float = _setting(
-        0.0,
-        _between(0, 1),
-        "random gain, offset and noise of the patches that B learns from, in standard deviations of the normalised "
-        "intensities; 0 = A and B see the same patch",
-    )
     initialization_a: str = _setting("plans", _choice("plans", "kaiming", "xavier"), "initialisation of A")
     initialization_b: str = _setting("plans", _choice("plans", "kaiming", "xavier"), "initialisation of B")
     architecture_b: dict = _setting(

@@ -13,7 +13,6 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.reliability.compile_fallback import may_fall_back, run_eager
 from nnunet_dhc.nnunet.training.low_memory_step import low_memory_step
 from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled
-from nnunet_dhc.nnunet.training.view_of_b import with_view_of_b
 from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, weighting_states, whole_step
 
 if TYPE_CHECKING:
@@ -76,13 +75,12 @@ class StepMode:
         before = weighting_states(trainer) if self._adapts else []
         while True:
             try:
-                ready = inputs
+                mixed = inputs
                 if inputs.paste_masks is not None:
-                    ready = mixed_with_labeled(trainer, inputs, self.patches_at_once)
-                ready = with_view_of_b(trainer, ready)
+                    mixed = mixed_with_labeled(trainer, inputs, self.patches_at_once)
                 if self.patches_at_once is None:
-                    return whole_step(trainer, ready, self._in_halves)
-                return low_memory_step(trainer, ready, self.patches_at_once)
+                    return whole_step(trainer, mixed, self._in_halves)
+                return low_memory_step(trainer, mixed, self.patches_at_once)
             except RuntimeError as error:
                 if not (self._adapts and is_out_of_memory(error)) or self.patches_at_once == 1:
                     raise

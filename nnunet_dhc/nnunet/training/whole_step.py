@@ -31,7 +31,6 @@ class StepInputs:
         measures_shares: Whether to measure how much of the gradient is unsupervised; it waits for the device.
         unlabeled_targets: What A and B learn on the unlabeled patches, if not the other one's pseudo labels of them.
         paste_masks: Where labeled patches are still to be pasted into the unlabeled ones, (b, 1, *spatial), bool.
-        images_b: The images as B sees them, if not as A does.
     """
 
     images: Tensor
@@ -41,16 +40,10 @@ class StepInputs:
     measures_shares: bool = False
     unlabeled_targets: tuple[Tensor, Tensor] | None = None
     paste_masks: Tensor | None = None
-    images_b: Tensor | None = None
 
     @property
     def num_labeled(self) -> int:
         return self.targets[0].shape[0]
-
-    @property
-    def views(self) -> list[Tensor]:
-        """What `CoTrainedPair.forward` takes."""
-        return [self.images] if self.images_b is None else [self.images, self.images_b]
 
 
 @dataclass(frozen=True)
@@ -107,13 +100,9 @@ def whole_step(trainer: PairTrainer, inputs: StepInputs, in_halves: bool = False
 
 def outputs_of_both(trainer: PairTrainer, inputs: StepInputs, in_halves: bool) -> list[list[Tensor]]:
     """Logits of A and of B on all patches, by resolution."""
-    halves = [view.tensor_split([inputs.num_labeled]) if in_halves else (view,) for view in inputs.views]
+    halves = inputs.images.tensor_split([inputs.num_labeled]) if in_halves else (inputs.images,)
     with trainer.pair.giving("both"):
-        by_half = [
-            [as_list(outputs) for outputs in trainer.network(*half)]
-            for half in zip(*halves, strict=True)
-            if len(half[0])
-        ]
+        by_half = [[as_list(outputs) for outputs in trainer.network(half)] for half in halves if len(half)]
     if len(by_half) == 1:
         return by_half[0]
     return [[torch.cat(parts) for parts in zip(*of_network, strict=True)] for of_network in zip(*by_half, strict=True)]
