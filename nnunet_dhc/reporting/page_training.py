@@ -40,7 +40,10 @@ def agreement_chart(comparison: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def dice_courses(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """Mean Dice of training-time validation patches of all rows, against training steps and against time."""
+    """Dice of training-time validation patches of all rows, against training steps and against time.
+
+    One chart of the mean each, and small ones of the structures, from the smallest structure to the largest.
+    """
     charts = []
     for amount, title in (("steps_done", "against training steps"), ("hours_done", "against training time in hours")):
         runs = [curves for curves in comparison["training"]
@@ -53,7 +56,25 @@ def dice_courses(comparison: dict[str, Any]) -> list[dict[str, Any]]:
             title, scale = "against training time in minutes", 60.0
         series = _row_lines(comparison, names, runs, amount, "dice_mean_foreground", scale, 100.0)
         charts.append({"title": title, "legend": _legend(series),
-                       "svg": _rows_chart(f"Mean Dice in percent {title}", series, start=0.0, floor=0.0)})
+                       "svg": _rows_chart(f"Mean Dice in percent {title}", series, start=0.0, floor=0.0),
+                       "structures": _structure_courses(comparison, names, runs, amount, title, scale)})
+    return charts
+
+
+def _structure_courses(comparison: dict[str, Any], names: Sequence[str], runs: Sequence[dict[str, Any]], amount: str,
+                       title: str, scale: float) -> list[dict[str, str]]:
+    """A small chart a structure, all on one scale; none where the logs have other structures than the page."""
+    structures = comparison["structures"]
+    if any(len(curves.get("dice_mean") or ()) != len(structures) for curves in runs):
+        return []
+    charts = []
+    for index in sorted(range(len(structures)), key=lambda index: structures[index]["mean_volume_ml"] or 0.0):
+        own = [{**curves, "dice": curves["dice_mean"][index]} for curves in runs]
+        series = _row_lines(comparison, names, own, amount, "dice", scale, 100.0)
+        longest = max(at for line in series for at in line.xs or ())
+        name = structures[index]["name"]
+        charts.append({"name": name, "svg": line_chart(f"Dice of {name} in percent {title}", [0.0, longest], series,
+                                                       width=160, height=94, floor=0.0, ceiling=100.0)})
     return charts
 
 

@@ -161,13 +161,15 @@ def test_charts():
 def test_courses_of_all_rows_in_one_chart():
     runs = [
         {"row": "stock", "epochs": [0, 1, 3], "steps_done": [100, 200, 400], "hours_done": [0.1, 0.2, 0.4],
-         "dice_mean_foreground": [0.1, 0.2, 0.4]},
+         "dice_mean_foreground": [0.1, 0.2, 0.4], "dice_mean": [[0.2, 0.3, 0.5], [0.0, 0.1, 0.3]]},
         {"row": "stock", "epochs": [0, 1, 3], "steps_done": [100, 200, 400], "hours_done": [0.3, 0.4, 0.6],
-         "dice_mean_foreground": [0.3, 0.4, 0.6]},
-        {"row": "pair", "epochs": [0], "steps_done": [200], "hours_done": [0.4], "dice_mean_foreground": [0.5]},
+         "dice_mean_foreground": [0.3, 0.4, 0.6], "dice_mean": [[0.4, 0.5, 0.7], [0.2, 0.3, 0.5]]},
+        {"row": "pair", "epochs": [0], "steps_done": [200], "hours_done": [0.4], "dice_mean_foreground": [0.5],
+         "dice_mean": [[0.9], [None]]},
         {"row": "without a log"},
     ]
-    comparison = {"training": runs, "baseline": "stock", "verdict": {"row": "pair"}, "rows": [{}, {}]}
+    comparison = {"training": runs, "baseline": "stock", "verdict": {"row": "pair"}, "rows": [{}, {}],
+                  "structures": [{"name": "liver", "mean_volume_ml": 1500.0}, {"name": "gland", "mean_volume_ml": 3.0}]}
     courses = dice_courses(comparison)
     assert [course["title"] for course in courses] == [
         "against training steps", "against training time in minutes"]
@@ -176,6 +178,12 @@ def test_courses_of_all_rows_in_one_chart():
     # Three points of the first row, the mean of two runs, up to the last epoch; one of the second.
     assert [course["svg"].count("<circle") for course in courses] == [4, 4]
     assert ">400</text>" in courses[0]["svg"] and ">30</text>" in courses[1]["svg"]
+    for course in courses:
+        assert [chart["name"] for chart in course["structures"]] == ["gland", "liver"]  # small to large
+        assert [chart["svg"].count("<polyline") for chart in course["structures"]] == [1, 1]
+        assert [chart["svg"].count("<circle") for chart in course["structures"]] == [0, 1]  # pair: liver, in one epoch
+    of_regions = [{**run, "dice_mean": run["dice_mean"][:1]} if "dice_mean" in run else run for run in runs]
+    assert [course["structures"] for course in dice_courses({**comparison, "training": of_regions})] == [[], []]
     assert dice_courses({**comparison, "training": runs[:2]}) == []  # one row has its curves further down
 
 
