@@ -21,6 +21,7 @@ from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.network.averaged_pair import AveragedPair
 from nnunet_dhc.nnunet.network.cotrained_pair import (
     CoTrainedPair,
+    allow_graphs_of_all_outputs,
     initialize_sub_networks,
     mean_logits,
     store_channels_last,
@@ -104,6 +105,8 @@ class PairTrainer(ReliableTrainer):
     def initialize(self):
         if self.seed is not None:
             seeding.seed_everything(self.seed)
+        if self._do_i_compile():
+            allow_graphs_of_all_outputs()
         super().initialize()
         initialize_sub_networks(self.pair, self.recipe.initialization_a, self.recipe.initialization_b)
         if self.device.type == "cpu" and not self.is_ddp:  # DDP has laid its buckets out in the other order by now
@@ -116,6 +119,11 @@ class PairTrainer(ReliableTrainer):
             self.class_names[1:], self.recipe.collapse_patience or max(3, round(0.05 * self.num_epochs))
         )
         self.step_mode = StepMode(self.recipe.low_memory, self)
+
+    def _set_batch_size_and_oversample(self):
+        super()._set_batch_size_and_oversample()
+        if self.recipe.oversample_foreground is not None:  # with DDP, nnU-Net has rounded it to whole patches of a rank
+            self.oversample_foreground_percent = self.recipe.oversample_foreground
 
     @property
     def pair(self) -> CoTrainedPair:
@@ -279,8 +287,7 @@ class PairTrainer(ReliableTrainer):
 
     def train_step(self, batch: dict) -> dict:
         self.timer.start()
-        targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
-        targets = [target.to(self.device, non_blocking=True) for target in targets]
+        targets = [target.to(self.device, non_blocking=True) for target in as_list(batch["target"])]
         images = batch["data"].to(self.device, non_blocking=True)
         has_unlabeled = batch["unlabeled"] is not None
         unsupervised = self.uses_unlabeled and has_unlabeled
@@ -357,16 +364,16 @@ class PairTrainer(ReliableTrainer):
         self.validation_statistics = ValidationStatistics(self.objective.labels)
 
     def validation_step(self, batch: dict) -> dict:
+        images = batch["data"].to(self.device, non_blocking=True)
+        targets = [target.to(self.device, non_blocking=True) for target in as_list(batch["target"])]
         with mixed_precision(self.device):
             with self.pair.giving("both"):
-                logits_a, logits_b = self.network(batch["data"].to(self.device, non_blocking=True))
-        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+                logits_a, logits_b = self.network(images)
         # before nnU-Net's step, which overwrites ignored voxels of the target in place
-        self.validation_statistics.add(
-            as_list(logits_a)[0], as_list(logits_b)[0], target.to(self.device, non_blocking=True)
-        )
+        self.validation_statistics.add(as_list(logits_a)[0], as_list(logits_b)[0], targets[0])
+        on_device = {**batch, "data": images, "target": targets if isinstance(batch["target"], list) else targets[0]}
         with self._network_gives(mean_logits(logits_a, logits_b)):
-            return super().validation_step(batch)
+            return super().validation_step(on_device)
 
     @contextmanager
     def _network_gives(self, output):

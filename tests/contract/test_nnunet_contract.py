@@ -61,6 +61,7 @@ METHODS_OF_TRAINER = {
     "load_checkpoint": ["filename_or_checkpoint"],
     "print_to_log_file": ["args", "also_print_to_console", "add_timestamp"],
     "_build_loss": [],
+    "_set_batch_size_and_oversample": [],
     "_do_i_compile": [],
 }
 ATTRIBUTES = (

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,7 +12,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, unwrapped
+from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, allow_graphs_of_all_outputs, unwrapped
 
 
 def make_pair() -> CoTrainedPair:
@@ -83,6 +85,30 @@ def test_compiled_pair_follows_the_switch(graphs):
     assert after_one_epoch <= torch._dynamo.config.recompile_limit
     one_epoch(network)
     assert len(compiled) == after_one_epoch  # a second epoch compiles nothing
+
+
+def low_memory_steps(network: nn.Module) -> None:
+    """Both forward passes of a step of one network at a time, with ever fewer patches."""
+    pair = unwrapped(network)
+    network.train()
+    for num_patches in (2, 1):
+        for output in ("b", "a"):
+            with pair.giving(output):
+                with torch.no_grad():
+                    network(torch.zeros(num_patches, 1, 8, 8, 8))
+                flat(network(torch.zeros(num_patches, 1, 8, 8, 8)))[0].sum().backward()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_low_memory_mode_stays_compiled(graphs, allowed):
+    _, backend = graphs
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):
+        if allowed:
+            allow_graphs_of_all_outputs()
+        network = torch.compile(make_pair(), backend=backend)
+        one_epoch(network)
+        with nullcontext() if allowed else pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            low_memory_steps(network)
 
 
 @pytest.mark.slow

@@ -79,8 +79,20 @@ def test_a_control_with_another_recipe_is_said(tree):
     assert "against the same pair without them" in _build(tree, *names)["attribution"]["sentence"]
 
 
-def test_the_settings_of_a_control_are_settings():
-    assert set(verdict._SETTINGS_ON_LABELS) <= {setting.name for setting in fields(Recipe)}
+def test_each_setting_concerns_training_on_labels_or_does_not():
+    """A new setting belongs in one of the two lists: a control that differs in one of the first is no control."""
+    of_unlabeled_patches = {
+        "counts_from", "unsupervised_ce", "unsupervised_dice", "unsupervised_on", "teacher", "teacher_momentum",
+        "unsupervised_deep_supervision", "confidence_threshold", "lambda_max", "ramp_length", "ramp_lag_epochs",
+        "unlabeled_schedule", "unlabeled_minimum_rate", "paste_side", "allow_leaks",
+    }
+    of_the_run = {
+        "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "low_memory", "max_non_finite_steps",
+        "collapse_patience",
+    }
+    on_labels = set(verdict._SETTINGS_ON_LABELS)
+    assert on_labels.isdisjoint(of_unlabeled_patches | of_the_run)
+    assert on_labels | of_unlabeled_patches | of_the_run == {setting.name for setting in fields(Recipe)}
 
 
 def test_missing_controls_are_named(tree):

@@ -67,6 +67,10 @@ def test_non_finite_loss_of_one_rank_is_skipped_by_both(outcome):
     torch.testing.assert_close(outcome[0][0]["non_finite"], outcome[0][1]["non_finite"], rtol=0, atol=0)
 
 
+def test_patches_are_drawn_around_foreground_as_often_as_on_one_device(outcome):
+    assert [rank["foreground_probability"] for rank in outcome[0]] == [0.33, 0.33]
+
+
 def test_whole_training_keeps_the_ranks_alike(outcome):
     ranks, _, results = outcome
     torch.testing.assert_close(ranks[0]["whole"], ranks[1]["whole"], rtol=0, atol=0, equal_nan=True)

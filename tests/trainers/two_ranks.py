@@ -155,12 +155,19 @@ def whole_training(rank: int) -> dict:
     return {**state(trainer), "first": first, "dice": trainer.validation["dice_mean"]}
 
 
+def foreground_probability() -> float:
+    trainer = make(CpuDHC, oversample_foreground=0.33)
+    trainer.initialize()
+    return trainer.oversample_foreground_percent
+
+
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     nnunet_module.DDP = lambda network, device_ids: DistributedDataParallel(network)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.manual_seed(rank)
-    result = {"steps": steps(ROWS[rank]), "non_finite": non_finite_on_one_rank(rank), "whole": whole_training(rank)}
+    result = {"steps": steps(ROWS[rank]), "non_finite": non_finite_on_one_rank(rank), "whole": whole_training(rank),
+              "foreground_probability": foreground_probability()}
     torch.save(result, folder / f"rank_{rank}.pt")
     dist.barrier()
     if rank == 0:

@@ -14,6 +14,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 _ONEDNN_BLOCK_CHANNELS = 16
+_MOST_GRAPHS = 32  # both, a and b, each with and without gradients, for three sizes of batch, and the mean
 Output = Literal["mean", "both", "a", "b"]
 Logits = Tensor | list[Tensor]
 
@@ -73,6 +74,17 @@ def unwrapped(network: nn.Module) -> CoTrainedPair:
     if isinstance(network, OptimizedModule):
         network = network._orig_mod
     return network
+
+
+def allow_graphs_of_all_outputs() -> None:
+    """Let torch.compile keep a graph for every output and size of batch of the pair.
+
+    Dynamo's own limit is 8. The low-memory mode needs more on its way down to one patch at once, and what comes after
+    the limit runs uncompiled, with a warning alone.
+    """
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.5
+    setattr(config, limit, max(getattr(config, limit), _MOST_GRAPHS))
 
 
 def store_channels_last(network: nn.Module) -> bool:

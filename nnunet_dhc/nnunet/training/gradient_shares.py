@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,12 @@ from nnunet_dhc.core.term_sums import Gradients, TermSums
 
 
 def gradient_shares(
-    terms: CoTrainingTerms, loss_weight: float, logits_a: Tensor, logits_b: Tensor, num_labeled: int
+    terms: CoTrainingTerms,
+    loss_weight: float,
+    logits_a: Tensor,
+    logits_b: Tensor,
+    num_labeled: int,
+    loss_scale: float = 1.0,
 ) -> tuple[float, float]:
     """Share of the loss gradient, at the full-resolution logits, that the unsupervised term has.
 
@@ -20,17 +27,20 @@ def gradient_shares(
 
     Args:
         num_labeled: Patches at the front of the batch that are labeled.
+        loss_scale: What GradScaler multiplies losses by: gradients at half-precision logits would be 0 without it.
 
     Returns:
         The share of all patches and that of the unlabeled ones; NaN where all gradients are 0.
     """
     logits = [logits_a, logits_b]
-    supervised = torch.autograd.grad(terms.supervised_a + terms.supervised_b, logits, retain_graph=True)
-    unsupervised = torch.autograd.grad(terms.unsupervised_a + terms.unsupervised_b, logits, retain_graph=True)
+    supervised = loss_scale * (terms.supervised_a + terms.supervised_b)
+    from_supervised = _norm(torch.autograd.grad(supervised, logits, retain_graph=True))
+    unsupervised = loss_scale * (terms.unsupervised_a + terms.unsupervised_b)
+    gradients = torch.autograd.grad(unsupervised, logits, retain_graph=True)
     return _shares(
-        _norm(supervised),
-        loss_weight * _norm(unsupervised),
-        loss_weight * _norm([gradient[num_labeled:] for gradient in unsupervised]),
+        from_supervised,
+        loss_weight * _norm(gradients),
+        loss_weight * _norm([gradient[num_labeled:] for gradient in gradients]),
     )
 
 
@@ -71,5 +81,8 @@ def _shares(from_supervised: float, from_unsupervised: float, from_unlabeled: fl
     return (from_unsupervised / whole, from_unlabeled / whole) if whole > 0 else (float("nan"), float("nan"))
 
 
-def _norm(gradients) -> float:
-    return torch.cat([gradient.float().flatten() for gradient in gradients]).norm().item()
+def _norm(gradients: Sequence[Tensor]) -> float:
+    """Euclidean norm of all, in single precision without a copy of them: a step's activations are in memory, too."""
+    precision = torch.promote_types(gradients[0].dtype, torch.float32)
+    norms = [torch.linalg.vector_norm(gradient, dtype=precision) for gradient in gradients]
+    return torch.stack(norms).norm().item()

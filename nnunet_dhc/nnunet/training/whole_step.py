@@ -92,7 +92,14 @@ def whole_step(trainer: PairTrainer, inputs: StepInputs, in_halves: bool = False
     non_finite = keep_weightings_unless_finite(trainer, before, total)
     shares = None
     if inputs.measures_shares:
-        shares = gradient_shares(terms, inputs.loss_weight, outputs_a[0], outputs_b[0], inputs.num_labeled)
+        shares = gradient_shares(
+            terms,
+            inputs.loss_weight,
+            outputs_a[0],
+            outputs_b[0],
+            inputs.num_labeled,
+            1.0 if trainer.grad_scaler is None else trainer.grad_scaler.get_scale(),
+        )
     trainer.timer.mark("forward")
     scaled(trainer, total).backward()
     return StepOutcome(total, terms, counts, non_finite, shares)
