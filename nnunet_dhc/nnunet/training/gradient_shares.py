@@ -18,7 +18,7 @@ def gradient_shares(
     logits_a: Tensor,
     logits_b: Tensor,
     num_labeled: int,
-    loss_scale: float = 1.0,
+    loss_scale: Tensor | float = 1.0,
 ) -> tuple[float, float]:
     """Share of the loss gradient, at the full-resolution logits, that the unsupervised term has.
 

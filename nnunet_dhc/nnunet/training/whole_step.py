@@ -98,7 +98,7 @@ def whole_step(trainer: PairTrainer, inputs: StepInputs, in_halves: bool = False
             outputs_a[0],
             outputs_b[0],
             inputs.num_labeled,
-            1.0 if trainer.grad_scaler is None else trainer.grad_scaler.get_scale(),
+            scaled(trainer, torch.ones_like(total)),
         )
     trainer.timer.mark("forward")
     scaled(trainer, total).backward()
