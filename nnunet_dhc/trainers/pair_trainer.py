@@ -70,10 +70,6 @@ class PairTrainer(ReliableTrainer):
         self.num_val_iterations_per_epoch = (
             self.recipe.num_val_iterations_per_epoch or self.num_val_iterations_per_epoch
         )
-        if self.recipe.oversample_foreground is not None:
-            self.oversample_foreground_percent = self.recipe.oversample_foreground
-            # nnU-Net rounds the part to whole patches of a batch otherwise: of two, 0.75 would be both
-            self.probabilistic_oversampling = True
         self.save_every = sys.maxsize  # we write checkpoint_latest ourselves, after _best_ema of the epoch is known
         self.seed = seeding.requested_seed()
         self.data: TrainingData | None = None
@@ -122,8 +118,10 @@ class PairTrainer(ReliableTrainer):
 
     def _set_batch_size_and_oversample(self):
         super()._set_batch_size_and_oversample()
-        if self.recipe.oversample_foreground is not None:  # with DDP, nnU-Net has rounded it to whole patches of a rank
+        if self.recipe.oversample_foreground is not None:
             self.oversample_foreground_percent = self.recipe.oversample_foreground
+            # nnU-Net rounds the part to whole patches of a batch, or of a rank, otherwise: of two, 0.75 would be both
+            self.probabilistic_oversampling = True
 
     @property
     def pair(self) -> CoTrainedPair:
