@@ -48,12 +48,8 @@ class RowScores:
         return result
 
     def count(self, name: str) -> dict[str, float]:
-        """How often a flag is set per structure; a mean over repeats where there are several."""
-        totals = np.zeros(len(self.keys))
-        for _, scores in self.scored:
-            for values in scores.values():
-                totals += [bool(values[key].get(name)) for key in self.keys]
-        return dict(zip(self.keys, (totals / len(self.row.repeats)).tolist(), strict=True))
+        """In how many cases a flag is set, per structure; a case that was scored more than once counts its mean."""
+        return dict(zip(self.keys, np.nansum(self.matrix(name), axis=0).tolist(), strict=True))
 
     def summary(self, protocol: Protocol, groups: Sequence[str]) -> dict[str, Any]:
         """Means with intervals per metric: over everything, per group and per structure."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from contextlib import contextmanager
 
@@ -135,7 +136,9 @@ class PairTrainer(ReliableTrainer):
         rotation, do_dummy_2d, initial_patch_size, mirror_axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
-        mirror_axes = mirror_axes_of(self.recipe.mirror_axes, mirror_axes, self.dataset_json["labels"])
+        mirror_axes = mirror_axes_of(
+            self.recipe.mirror_axes, mirror_axes, self.dataset_json["labels"], len(self.configuration_manager.patch_size)
+        )
         self.inference_allowed_mirroring_axes = mirror_axes or None  # nnU-Net's predictor fails at an empty tuple
         return rotation, do_dummy_2d, initial_patch_size, mirror_axes
 
@@ -197,19 +200,40 @@ class PairTrainer(ReliableTrainer):
             self.print_to_log_file("WARNING:", warning)
         if self._checkpoint_state is None:
             self._save_latest(finished_epochs=0)
+            self._set_aside_checkpoints_of_another_run()
+
+    def _set_aside_checkpoints_of_another_run(self) -> None:
+        """An older final checkpoint in this folder would be what ``--c`` continues from, and call finished."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
+            path = self.files.path(name)
+            if os.path.isfile(path):
+                os.replace(path, f"{path}.before")
+                self.print_to_log_file(f"{name} of an earlier training in this folder is now {name}.before")
 
     def _start_weightings(self) -> None:
         counts = torch.from_numpy(np.asarray(self.data.labeled_counts)).to(self.device)
         state = self._checkpoint_state
-        for name, weighting in self._weightings.items():
+        if state is not None:
+            self._load_states(state)
+            self._report_changes(state)
+        for weighting in self._weightings.values():
             if state is None:
                 weighting.initialize(counts)
-            else:
-                weighting.load_state_dict(state[name])
             weighting.to(self.device)
-        if state is not None:
+
+    def _load_states(self, state: dict) -> None:
+        try:
+            for name, weighting in self._weightings.items():
+                weighting.load_state_dict(state[name])
             self.monitor.load_state_dict(state["monitor"])
-            self._report_changes(state)
+        except ValueError as error:
+            raise UserError(
+                f"class weights of the checkpoint in {self.output_folder} can't be taken over ({error}): restore the "
+                f"settings in {self.plans_manager.plans_name} and the labels in dataset.json that it was made with, or "
+                "train without --c under another plans identifier"
+            ) from error
 
     def _start_averaging(self) -> None:
         """Here and not earlier, so that the average begins with pretrained weights where there are some."""

@@ -44,6 +44,13 @@ def test_axes() -> None:
     assert mirror_axes_of([2], (0, 1), single) == ()
 
 
+def test_axes_of_a_slice_are_the_last_two_of_the_scan() -> None:
+    assert mirror_axes_of([0, 1], (0, 1), ["liver"], dimensions=2) == (0,)
+    assert mirror_axes_of([1, 2], (0, 1), ["liver"], dimensions=2) == (0, 1)
+    assert mirror_axes_of([0], (0, 1), ["liver"], dimensions=2) == ()
+    assert mirror_axes_of("auto", (0, 1), ["liver"], dimensions=2) == (0, 1)
+
+
 def test_note() -> None:
     pair, single = ["left_kidney", "right_kidney"], ["liver"]
     note = mirroring_note("auto", pair)

@@ -58,6 +58,11 @@ def test_another_network_is_refused(tiny_dataset, started):
         resumed(tiny_dataset, started)
 
 
+def test_another_class_weighting_is_refused(tiny_dataset, started):
+    with pytest.raises(UserError, match=r"can't be taken over \(this is no state of DiffDW.*train without --c"):
+        resumed(tiny_dataset, started, weighting_b="diffdw").on_train_start()
+
+
 def test_other_configurations_do_not_matter():
     before = {"configurations": {"2d": {"batch_size": 2}, "3d": {"patch_size": (1, 2)}}}
     now = {"configurations": {"2d": {"batch_size": 9}, "3d": {"patch_size": [1, 2]}}, "continue_training": True}

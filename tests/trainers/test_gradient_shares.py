@@ -33,5 +33,12 @@ def test_shares_by_hand(dtype, slope, loss_scale):
     assert of_unlabeled == pytest.approx(unlabeled / (supervised + unsupervised), rel=1e-5)
 
 
+def test_a_term_that_settings_empty_has_no_share():
+    logits = [torch.zeros(SHAPE, requires_grad=True) for _ in range(2)]
+    term, nothing = [of_network.sum() for of_network in logits], torch.zeros(())
+    assert gradient_shares(CoTrainingTerms(*term, nothing, nothing, nothing), 0.5, *logits, num_labeled=1) == (0, 0)
+    assert gradient_shares(CoTrainingTerms(nothing, nothing, *term, nothing), 0.5, *logits, num_labeled=1)[0] == 1
+
+
 def test_nothing_is_left_without_the_scale():
     assert torch.tensor(shares_of(torch.float16, 2.0**-30, 1.0)).isnan().all()

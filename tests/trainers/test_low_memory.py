@@ -28,6 +28,9 @@ SETTINGS = {
     "on unlabeled": {"unsupervised_on": "unlabeled", "unsupervised_deep_supervision": False},
     "confident": {"confidence_threshold": 0.3, "unsupervised_dice": 0.7},
     "pasted": {"paste_side": 0.5, "unsupervised_dice": 0.7},
+    "lambda 0": {"lambda_max": 0.0},
+    "no unsupervised term": {"unsupervised_ce": 0.0, "unsupervised_dice": 0.0},
+    "no supervised term": {"supervised_ce": 0.0, "supervised_dice": 0.0},
     "all counts": {"weighting_a": "simis", "weighting_b": "crest", "counts_from": "labeled"},
 }
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "small": 3}

@@ -227,6 +227,14 @@ def test_more_than_127_classes(tmp_path, monkeypatch):
     assert max(int(target.max()) for target in next(trainer.dataloader_train)["target"]) > 127
 
 
+def test_labels_written_as_lists_and_texts(tiny_dataset, monkeypatch):
+    """To nnU-Net they are plain labels, not regions."""
+    labels = {"background": 0, "large": [1], "middle": "2", "small": 3}
+    monkeypatch.setattr(type(tiny_dataset), "dataset_json", {**tiny_dataset.dataset_json, "labels": labels})
+    trainer = train(tiny_dataset)
+    assert trainer.class_names == list(labels) and min(trainer.data.labeled_counts) > 0
+
+
 # ---- switches of a run ----
 
 
@@ -234,6 +242,9 @@ def test_fold_all(tiny_dataset):
     trainer = train(tiny_dataset, fold="all")
     assert len(trainer.data.cases.labeled) == 6 and sorted(trainer.data.unlabeled) == tiny_dataset.unlabeled
     assert trainer.output_folder.endswith("fold_all")
+    trainer.perform_actual_validation()
+    summary = json.loads(Path(trainer.output_folder, "validation", "summary.json").read_text())
+    assert len(summary["metric_per_case"]) == 6
 
 
 def test_disabled_checkpointing_writes_none(tiny_dataset):

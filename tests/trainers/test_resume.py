@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_training import assert_same, differs, log_lines, make_trainer, parameters, resumed
 
@@ -75,6 +76,18 @@ def test_finished_run_needs_no_unlabeled_case_and_keeps_its_checkpoint(tiny_data
     again.run_training()
     assert final.read_bytes() == content
     assert not leftover.exists()
+
+
+def test_a_new_training_in_the_folder_of_a_finished_one_is_what_continues(tiny_dataset):
+    make_trainer(tiny_dataset).run_training()
+    killed = make_trainer(tiny_dataset, **SETTINGS)
+    stop_in_epoch(killed, 2)
+    folder = Path(killed.output_folder)
+    assert not (folder / "checkpoint_final.pth").exists()
+    assert torch.load(folder / "checkpoint_final.pth.before", weights_only=False)["current_epoch"] == 2
+    again = make_trainer(tiny_dataset, continues=True, **SETTINGS)
+    maybe_load_checkpoint(again, True, False)  # what --c does
+    assert again.current_epoch == 2
 
 
 def test_continue_without_checkpoint_never_starts_over(tiny_dataset):

@@ -79,12 +79,12 @@ def without_mapping(trainer: Any) -> Iterator[None]:
     """`read_without_mapping` for every dataset that the trainer opens meanwhile."""
     dataset_class = trainer.dataset_class
 
-    def opened(*args: Any, **options: Any) -> Any:
-        dataset = dataset_class(*args, **options)
-        read_without_mapping(dataset)
-        return dataset
+    class WithoutMapping(dataset_class):  # a class, since nnU-Net asks it for identifiers, too
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            read_without_mapping(self)
 
-    trainer.dataset_class = opened
+    trainer.dataset_class = WithoutMapping
     try:
         yield
     finally:

@@ -52,7 +52,7 @@ class TrainingStatistics:
         mean = self._losses / max(self.finite_steps, 1)
         shares = [[float("nan")] * self._num_classes] * 2
         if self._counts is not None:
-            counts = self._counts.double().cpu()
+            counts = self._counts.cpu().double()  # in this order: MPS has no float64
             shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).tolist()
         return {
             "losses": dict(zip(LOSS_TERMS, mean.tolist(), strict=True)),

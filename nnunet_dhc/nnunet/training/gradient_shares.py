@@ -33,12 +33,10 @@ def gradient_shares(
         The share of all patches and that of the unlabeled ones; NaN where all gradients are 0.
     """
     logits = [logits_a, logits_b]
-    supervised = loss_scale * (terms.supervised_a + terms.supervised_b)
-    from_supervised = _norm(torch.autograd.grad(supervised, logits, retain_graph=True))
-    unsupervised = loss_scale * (terms.unsupervised_a + terms.unsupervised_b)
-    gradients = torch.autograd.grad(unsupervised, logits, retain_graph=True)
+    from_supervised = _gradients(loss_scale * (terms.supervised_a + terms.supervised_b), logits)
+    gradients = _gradients(loss_scale * (terms.unsupervised_a + terms.unsupervised_b), logits)
     return _shares(
-        from_supervised,
+        _norm(from_supervised),
         loss_weight * _norm(gradients),
         loss_weight * _norm([gradient[num_labeled:] for gradient in gradients]),
     )
@@ -74,6 +72,13 @@ class ShareMeasurement:
     def read(self) -> tuple[float, float]:
         """As `gradient_shares` gives them."""
         return _shares(*(square**0.5 for square in self._squares.values()))
+
+
+def _gradients(term: Tensor, logits: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Of one term with respect to the logits; zeros where settings leave nothing of the term."""
+    if not term.requires_grad:
+        return [torch.zeros_like(part) for part in logits]
+    return torch.autograd.grad(term, logits, retain_graph=True)
 
 
 def _shares(from_supervised: float, from_unsupervised: float, from_unlabeled: float) -> tuple[float, float]:

@@ -117,11 +117,11 @@ class _LowMemoryStep:
 
     def _backward(self, network: str, number: int, gradients: Gradients) -> None:
         """Add one group's part of the gradient of one sub-network."""
+        kept, self.kept_outputs = self.kept_outputs, []
         if not gradients:
             return  # nothing of the loss depends on these patches
-        if self.kept_outputs:
-            outputs, sums = self.kept_outputs, self.sums[network][number]
-            self.kept_outputs = []
+        if kept:
+            outputs, sums = kept, self.sums[network][number]
         else:
             with mixed_precision(self.trainer.device), self._random_state_of(network, number):
                 outputs = self._outputs(network, number)

@@ -36,19 +36,23 @@ def opposite_labels(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def mirror_axes_of(
-    setting: str | Sequence[int] | None, stock_axes: tuple[int, ...], names: Iterable[str]
+    setting: str | Sequence[int] | None, stock_axes: tuple[int, ...], names: Iterable[str], dimensions: int = 3
 ) -> tuple[int, ...]:
     """Axes to mirror along, of those that nnU-Net would mirror.
 
     Args:
-        setting: The recipe's ``mirror_axes``: axes, None for nnU-Net's, or "auto": none if labels name opposite sides,
-            since a scan's header doesn't say which of its axes are mirrored in the plans' axis order.
-        stock_axes: nnU-Net's choice for this patch.
+        setting: The recipe's ``mirror_axes``: axes of the preprocessed scan, None for nnU-Net's, or "auto": none if
+            labels name opposite sides, since a scan's header doesn't say which of its axes are mirrored in the plans'
+            axis order.
+        stock_axes: nnU-Net's choice for this patch, as axes of the patch.
         names: Names of the labels.
+        dimensions: Of the patch. In a 2D patch axis 0 is axis 1 of the scan: nnU-Net cuts slices along the first.
     """
     if setting == "auto":
         setting = None if opposite_labels(names) is None else ()
-    return stock_axes if setting is None else tuple(axis for axis in stock_axes if axis in setting)
+    return stock_axes if setting is None else tuple(
+        axis for axis in stock_axes if axis + 3 - dimensions in setting
+    )
 
 
 def mirroring_note(setting: str | Sequence[int] | None, names: Iterable[str]) -> str | None:

@@ -94,9 +94,10 @@ def build_objective(
 def class_names(label_manager: LabelManager, dataset_json: Mapping[str, Any]) -> list[str]:
     """Names of the k classes in the order of the class weights; with regions index 0 is "no region"."""
     names = list(dataset_json["labels"])
-    values = [tuple(v) if isinstance(v, (list, tuple)) else v for v in dataset_json["labels"].values()]
+    values = dataset_json["labels"].values()
     if label_manager.has_regions:
-        by_region = dict(zip(values, names, strict=True))
+        by_region = {tuple(v) if isinstance(v, (list, tuple)) else v: n for v, n in zip(values, names, strict=True)}
         return ["no region", *(by_region.get(r, str(r)) for r in label_manager.foreground_regions)]
-    by_value = dict(zip(values, names, strict=True))
+    # nnU-Net takes [1] and "1" for 1, too
+    by_value = {int(v[0] if isinstance(v, (list, tuple)) else v): n for v, n in zip(values, names, strict=True)}
     return [by_value[value] for value in label_manager.all_labels]

@@ -150,7 +150,7 @@ class Recipe:
             (
                 lambda value: value == "auto"
                 or (isinstance(value, (list, tuple)) and all(axis in (0, 1, 2) for axis in value)),
-                "auto, a list of array axes (0, 1, 2)",
+                "auto, a list of axes (0, 1, 2) of the preprocessed scan",
             )
         ),
         "axes mirrored in augmentation and prediction; null = nnU-Net's, all; auto = none if two labels differ only in "
