@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes")
     parser.add_argument("--protocol", choices=["standard", "dhc"], default="standard",
                         help="dhc: the metrics of the DHC paper's tables")
-    parser.add_argument("--baseline", metavar="ROW", help="row that the others are compared with; default: stock")
+    parser.add_argument("--baseline", metavar="ROW",
+                        help="row that the others are compared with; default: stock, else the first")
     parser.add_argument("--allow-different", action="store_true", help="compare though cases or labeled cases differ")
     parser.add_argument("--anonymise", action="store_true", help="number the cases; no identifiers, no paths")
     parser.add_argument("--no-images", action="store_true", help="leave out pictures of scans")
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Collect, compare, write, and print the table."""
+    from nnunet_dhc.cli._output import check_output_folder
     from nnunet_dhc.reporting.run_compare import compare_from_arguments
 
+    check_output_folder(args.o)
     compare_from_arguments(args)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.reporting.collection import Collection, Row, Run, check_comparable
+from nnunet_dhc.reporting.collection import Collection, Note, Row, Run, check_comparable
+from nnunet_dhc.reporting.image_files import other_place
 from nnunet_dhc.reporting.run_files import RunRecord, read_run
 from nnunet_dhc.reporting.structures import label_space, read_dataset_json
 
@@ -90,6 +91,7 @@ def collect_folders(inputs: Sequence[tuple[str, Path]], reference_folder: Path, 
     collection = Collection(name, label_space(dataset_json), list(rows.values()), references, file_ending=ending,
                             dataset_json=dataset_json, channel=_first_channel(dataset_json))
     _check_predictions(collection, allow_different)
+    _check_places(collection, allow_different)
     if images_folder is not None:
         collection.images = {case: path for case in references
                              if (path := images_folder / f"{case}_0000{ending}").is_file()}
@@ -157,7 +159,7 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
         predictions = _prediction_files(folder / "validation", ending) if validated else {}
         run = Run(repeat, fold, predictions, read_run(folder))
         split = splits[int(fold)] if fold.isdigit() and int(fold) < len(splits) else None
-        run.labeled = _labeled_cases(run.record, split)
+        run.labeled = _labeled_cases(run.record, None if _changed_since(folder, preprocessed) else split)
         if validated and split and (missing_cases := sorted(set(split.get("val", ())) - set(predictions))):
             raise UserError(f"{folder / 'validation'} lacks {len(missing_cases)} of {len(split['val'])} validation "
                             f"cases ({missing_cases[0]} ...): finish it with nnUNetv2_train ... {fold} --val.")
@@ -174,6 +176,13 @@ def _labeled_cases(record: RunRecord | None, split: dict[str, Any] | None) -> li
     labeled = sorted(str(case) for case in split.get("train", ()))
     counted = record.counted_cases if record is not None else None
     return labeled if counted is None or counted[0] == len(labeled) else None
+
+
+def _changed_since(fold_folder: Path, preprocessed: Path | None) -> bool:
+    """Whether the split file is newer than the first log of a training, and so perhaps not what it was trained on."""
+    logs = sorted(fold_folder.glob("training_log_*.txt"))
+    file = preprocessed / "splits_final.json" if preprocessed else None
+    return bool(logs and file and file.is_file() and file.stat().st_mtime > logs[0].stat().st_mtime)
 
 
 def _prediction_files(folder: Path, ending: str) -> dict[str, Path]:
@@ -199,6 +208,26 @@ def _check_predictions(collection: Collection, allow_different: bool) -> None:
         raise UserError(f"{len(missing)} predictions have no reference ({missing[0]} ...): check -ref, "
                         "or gt_segmentations of the preprocessed dataset.")
     collection.references = {case: collection.references[case] for case in sorted(common)}
+
+
+def _check_places(collection: Collection, allow_different: bool) -> None:
+    """Refuse predictions stored in another geometry: voxels are compared one by one, in the order of the files.
+
+    nnU-Net's own validation needs no such check, it writes what it has read.
+    """
+    elsewhere = [(path, collection.references[case], difference) for row in collection.rows for run in row.runs
+                 for case, path in run.predictions.items()
+                 if (difference := other_place(path, collection.references[case]))]
+    if not elsewhere:
+        return
+    path, reference, difference = elsewhere[0]
+    if not allow_different:
+        raise UserError(f"{path} and its reference {reference} lie in different places by their headers "
+                        f"({difference}); {len(elsewhere)} such file(s). Resample them to the references, or say "
+                        "--allow-different if only the headers are wrong.")
+    note = (f"Allowed difference: {len(elsewhere)} prediction(s) lie elsewhere than their references by the headers "
+            f"(first: {difference}); voxels were compared one by one.")
+    collection.notes.append(Note(note, note))
 
 
 def _reference_folder(preprocessed: Path | None, raw: Path | None) -> Path:

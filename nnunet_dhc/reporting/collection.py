@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.run_files import RunRecord
 from nnunet_dhc.reporting.structures import LabelSpace
+
+
+class Note(NamedTuple):
+    """A line for the page, and the same where no case may be named."""
+
+    text: str
+    anonymous: str
 
 
 @dataclass
@@ -59,11 +66,24 @@ class Collection:
     images: dict[str, Path] = field(default_factory=dict)
     channel: str = ""
     file_ending: str = ".nii.gz"
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     dataset_json: dict[str, Any] = field(default_factory=dict)
 
+    def anonymous(self) -> Collection:
+        """The same with cases by number, and without what trainings noted about cases, commands and folders."""
+        names = {case: f"case {number}" for number, case in enumerate(self.references, 1)}
 
-def check_comparable(rows: list[Row], allow_different: bool) -> list[str]:
+        def renamed(files: dict[str, Path]) -> dict[str, Path]:
+            return {names[case]: path for case, path in files.items() if case in names}
+
+        rows = [replace(row, runs=[replace(run, predictions=renamed(run.predictions), labeled=None,
+                                           record=run.record and run.record.anonymous())
+                                   for run in row.runs]) for row in self.rows]
+        return replace(self, rows=rows, references=renamed(self.references), images=renamed(self.images),
+                       notes=[Note(note.anonymous, note.anonymous) for note in self.notes])
+
+
+def check_comparable(rows: list[Row], allow_different: bool) -> list[Note]:
     """Refuse rows that were not trained on the same labeled cases or not evaluated on the same cases.
 
     Returns:
@@ -73,44 +93,55 @@ def check_comparable(rows: list[Row], allow_different: bool) -> list[str]:
         UserError: Something differs and ``allow_different`` is False.
     """
     notes = []
-    for problem in [*_fold_problems(rows), *_case_problems(rows), *_labeled_problems(rows)]:
+    for problem, which in [*_fold_problems(rows), *_case_problems(rows), *_labeled_problems(rows)]:
         if not allow_different:
-            raise UserError(f"{problem} Compare what is alike, or say --allow-different to compare all the same.")
-        notes.append(f"Allowed difference: {problem}")
+            raise UserError(f"{problem}{which}. Compare what is alike, or say --allow-different to compare all the "
+                            "same.")
+        notes.append(Note(f"Allowed difference: {problem}{which}.", f"Allowed difference: {problem}."))
     seen = [row.name for row in rows
             if any(run.fold == "all" or set(run.labeled or ()) & set(run.predictions) for run in row.runs)]
+    others = []
     if seen:
-        notes.append(f"{_listed(seen)} had validation cases among the labeled training cases (as fold all has): these "
-                     "scores say nothing about new scans.")
+        others.append(f"{_listed(seen)} had validation cases among the labeled training cases (as fold all has): these "
+                      "scores say nothing about new scans.")
     unknown = [row.name for row in rows if row.trainer and any(run.labeled is None for run in row.runs)]
     if unknown:
-        notes.append(f"Nothing tells which labeled cases {_listed(unknown)} had: they could not be checked.")
-    return notes
+        others.append(f"Nothing tells which labeled cases {_listed(unknown)} had: they could not be checked.")
+    return [*notes, *(Note(text, text) for text in others)]
 
 
-def _fold_problems(rows: list[Row]) -> Iterable[str]:
-    folds = sorted({fold for row in rows for fold in row.folds})
-    for row in rows:
-        for repeat in row.repeats:
-            found = {run.fold for run in row.runs if run.repeat == repeat}
-            missing = [fold for fold in folds if fold not in found]
-            if missing:
-                yield f"{row.name} has no validation of fold {_listed(missing)}, others have; train it, or use -f."
+# Each problem is a sentence that names no case, and which cases it is about.
+Problems = Iterator[tuple[str, str]]
 
 
-def _case_problems(rows: list[Row]) -> Iterable[str]:
+def _fold_problems(rows: list[Row]) -> Problems:
+    repeats = _validated_repeats(rows)
+    folds = sorted({run.fold for _, runs in repeats for run in runs})
+    for row, runs in repeats:
+        missing = [fold for fold in folds if fold not in {run.fold for run in runs}]
+        if missing:
+            yield f"{row.name} has no validation of fold {_listed(missing)}, others have; train it, or use -f", ""
+
+
+def _case_problems(rows: list[Row]) -> Problems:
     first = rows[0]
-    for row in rows:
-        for repeat in row.repeats:
-            cases = {case for run in row.runs if run.repeat == repeat for case in run.predictions}
-            only_first, only_row = sorted(first.cases - cases), sorted(cases - first.cases)
-            if only_first or only_row:
-                parts = [f"{_listed(group)} only in {name}"
-                         for group, name in ((only_first, first.name), (only_row, row.name)) if group]
-                yield f"{row.name} was evaluated on other cases than {first.name}: {'; '.join(parts)}."
+    for row, runs in _validated_repeats(rows):
+        cases = {case for run in runs for case in run.predictions}
+        only_first, only_row = sorted(first.cases - cases), sorted(cases - first.cases)
+        if only_first or only_row:
+            parts = [f"{_listed(group)} only in {name}"
+                     for group, name in ((only_first, first.name), (only_row, row.name)) if group]
+            yield f"{row.name} was evaluated on other cases than {first.name}", f": {'; '.join(parts)}"
 
 
-def _labeled_problems(rows: list[Row]) -> Iterable[str]:
+def _validated_repeats(rows: list[Row]) -> list[tuple[Row, list[Run]]]:
+    """Runs with predictions of each repeat that has some: the report of one training takes others, too."""
+    found = [(row, [run for run in row.runs if run.repeat == repeat and run.predictions])
+             for row in rows for repeat in row.repeats]
+    return [(row, runs) for row, runs in found if runs]
+
+
+def _labeled_problems(rows: list[Row]) -> Problems:
     known: dict[str, tuple[str, list[str]]] = {}
     for row in rows:
         for run in row.runs:
@@ -118,10 +149,10 @@ def _labeled_problems(rows: list[Row]) -> Iterable[str]:
                 continue
             name, labeled = known.setdefault(run.fold, (row.name, run.labeled))
             if labeled != run.labeled:
-                only_first, only_row = set(labeled) - set(run.labeled), set(run.labeled) - set(labeled)
+                only_one = sorted(set(labeled) ^ set(run.labeled))
                 yield (f"{row.name} was trained on other labeled cases than {name} (fold {run.fold}: "
-                       f"{len(run.labeled)} and {len(labeled)} cases, "
-                       f"{_listed(sorted(only_first | only_row))} in one only).")
+                       f"{len(run.labeled)} and {len(labeled)} cases, {len(only_one)} in one only)",
+                       f": {_listed(only_one)}")
 
 
 def _listed(names: Iterable[str], most: int = 4) -> str:

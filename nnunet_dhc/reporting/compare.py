@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -42,6 +41,7 @@ class Options:
 def build_comparison(collection: Collection, options: Options) -> dict[str, Any]:
     """Score every prediction, then summarise, test and judge."""
     protocol = protocol_named(options.protocol)
+    collection = collection.anonymous() if options.anonymise else collection
     if not collection.references:
         raise UserError("Nothing to compare: no row has predictions.")
     tables = _score(collection, protocol, options)
@@ -66,6 +66,7 @@ def build_comparison(collection: Collection, options: Options) -> dict[str, Any]
 
     comparison: dict[str, Any] = {
         **header("comparison", collection),
+        "anonymised": options.anonymise,
         "protocol": protocol.as_json(),
         "structures": structures,
         "cases": cases,
@@ -76,7 +77,7 @@ def build_comparison(collection: Collection, options: Options) -> dict[str, Any]
         "winners": winners(tables, protocol, groups, differences),
         "verdict": judged,
         "attribution": attribution(rows, contrast, primary, judged["row"]),
-        "notes": [*collection.notes, *_statistics_notes(tables)],
+        "notes": [*(note.text for note in collection.notes), *_statistics_notes(tables)],
         "training": training_of(collection),
         "overlays": [],
     }
@@ -84,7 +85,7 @@ def build_comparison(collection: Collection, options: Options) -> dict[str, Any]
         from nnunet_dhc.reporting.overlays import add_overlays
 
         add_overlays(comparison, collection, tables)
-    return anonymised(comparison) if options.anonymise else comparison
+    return comparison
 
 
 def header(kind: str, collection: Collection) -> dict[str, Any]:
@@ -127,34 +128,6 @@ def row_facts(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def anonymised(comparison: dict[str, Any]) -> dict[str, Any]:
-    """The same comparison with cases by number, and no path and no command in it."""
-    names = {case: f"case {number}" for number, case in enumerate(comparison.get("cases", ()), 1)}
-
-    def replaced(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {names.get(key, key): replaced(item) for key, item in value.items() if key != "command"}
-        if isinstance(value, list):
-            return [replaced(item) for item in value]
-        if isinstance(value, str):
-            return _without_identifiers(value, names)
-        return value
-
-    result: dict[str, Any] = replaced(comparison)
-    result["anonymised"] = True
-    return result
-
-
-def _without_identifiers(text: str, names: dict[str, str]) -> str:
-    if text in names:
-        return names[text]
-    if text.startswith("data:image/"):
-        return text
-    for identifier in sorted(names, key=len, reverse=True):
-        text = text.replace(identifier, names[identifier])
-    return " ".join(os.path.basename(word) if word.startswith("/") else word for word in text.split(" "))
-
-
 def _score(collection: Collection, protocol: Protocol, options: Options) -> list[RowScores]:
     runs = [(row, run) for row in collection.rows for run in row.runs]
     pairs = [(path, collection.references[case]) for _, run in runs for case, path in run.predictions.items()]
@@ -176,7 +149,8 @@ def _baseline(rows: Sequence[Row], wanted: str | None) -> str:
         if wanted not in names:
             raise UserError(f"--baseline {wanted} is not one of the rows: {', '.join(names)}.")
         return wanted
-    return next((row.name for row in rows if role(row.trainer or row.name, None) == "stock"), names[0])
+    stock = [row.name for row in rows if role(row.trainer or row.name, None) == "stock"]
+    return next(iter([*stock, *(name for name in names if name.lower() == "stock")]), names[0])
 
 
 def _row(table: RowScores, protocol: Protocol, groups: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nnunet_dhc.errors import UserError
 
 _TIFF_ENDINGS = (".tif", ".tiff")
+_PLACED_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 
 
 def simple_itk() -> Any:
@@ -35,6 +36,20 @@ def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     return sitk.GetArrayFromImage(image), _tiff_spacing(path) or spacing
 
 
+def other_place(first: Path, second: Path) -> str | None:
+    """In what the headers of two files differ, so that equal voxels lie elsewhere in the patient; None if in nothing.
+
+    Spacing and origin in mm, and direction; read without the voxels. Files that tell no place are taken as equal.
+    """
+    one, other = _geometry(first), _geometry(second)
+    if one is None or other is None:
+        return None
+    for name, here, there in zip(("spacing", "origin", "direction"), one, other, strict=True):
+        if len(here) == len(there) and not np.allclose(here, there, rtol=1e-3, atol=1e-2):
+            return f"{name} {_numbers(here)} and {_numbers(there)}"
+    return None
+
+
 def read_label_map(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     """An integer label map and its spacing in mm."""
     voxels, spacing = read_image(path)
@@ -46,6 +61,24 @@ def read_label_map(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     if voxels.size and int(voxels.min()) < 0:
         raise UserError(f"{path} holds negative labels ({int(voxels.min())}): nnU-Net's labels start at 0.")
     return voxels, spacing
+
+
+def _geometry(path: Path) -> tuple[tuple[float, ...], ...] | None:
+    """Spacing, origin and direction from the header of a medical image; None for other files."""
+    if not path.name.endswith(_PLACED_ENDINGS):
+        return None
+    sitk = simple_itk()
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None  # directions that are not orthonormal, which ITK refuses
+    return reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:

@@ -117,7 +117,8 @@ def _label_pairs(prediction: NDArray[Any], reference: NDArray[Any]) -> NDArray[n
     counts = np.zeros(size * size, dtype=np.int64)
     rows = max(1, _SLAB_VOXELS // max(1, prediction[0].size))
     for start in range(0, len(prediction), rows):
-        pairs = prediction[start:start + rows].astype(np.int32) * size + reference[start:start + rows]
+        slab = slice(start, start + rows)
+        pairs = prediction[slab].astype(np.int64) * size + reference[slab].astype(np.int64)
         counts += np.bincount(pairs.ravel(), minlength=size * size)
     return counts.reshape(size, size)
 

@@ -43,7 +43,8 @@ def add_overlays(comparison: dict[str, Any], collection: Collection, tables: Seq
         try:
             pictures = _case_pictures(case, collection)
         except (UserError, ValueError, RuntimeError) as error:
-            comparison["notes"].append(f"No picture of {case}: {error}")
+            why = "its files can't be shown" if comparison["anonymised"] else error  # which names a file
+            comparison["notes"].append(f"No picture of {case}: {why}")
             continue
         scores = [{"row": table.row.name, "value": None if np.isnan(mean) else float(mean)}
                   for table, mean in zip(tables, means[:, index], strict=True)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_dhc import __version__
 from nnunet_dhc.reporting.charts import nice_range, tick
-from nnunet_dhc.reporting.compare import DISCLAIMER, FORMAT_VERSION, anonymised
+from nnunet_dhc.reporting.compare import DISCLAIMER, FORMAT_VERSION
 from nnunet_dhc.reporting.output import json_ready
 from nnunet_dhc.reporting.rank_pictures import add_rank_pictures
 
@@ -38,11 +38,12 @@ _NOTES = (
 def finish_ranking(ranking: dict[str, Any], folder: Path, images: bool = True, anonymise: bool = False
                    ) -> dict[str, Any]:
     """Add what every page starts with, the notes, and the pictures; drop what only ranking needs."""
+    ranking = _anonymous(ranking) if anonymise else ranking
     finished: dict[str, Any] = {
         "format": {"name": "nnunet_dhc rank", "version": FORMAT_VERSION}, "kind": "rank",
         "made": {"nnunet_dhc": __version__, "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")},
         "disclaimer": DISCLAIMER, "dataset": {"name": ranking["model"]["dataset"]},
-        **ranking, "notes": [*ranking.get("notes", ()), *_NOTES], "overlays": [],
+        "anonymised": anonymise, **ranking, "notes": [*ranking.get("notes", ()), *_NOTES], "overlays": [],
     }
     never = [item["name"] for item in ranking["structures"] if item["found_in"] == 0]
     if never:
@@ -53,12 +54,19 @@ def finish_ranking(ranking: dict[str, Any], folder: Path, images: bool = True, a
     finished["ranking"] = [{key: value for key, value in line.items() if key not in ("planes", "picture_file")}
                            for line in finished["ranking"]]
     finished["verdict"] = {"sentence": _sentence(finished), "caution": _caution(finished)}
-    if not anonymise:
-        return finished
-    finished["left_out"] = [{"case": f"scan {number}", "reason": "left out"}
-                            for number, _ in enumerate(finished["left_out"], 1)]
-    finished["source"] = "unlabeled scans"
-    return anonymised(finished)
+    return finished
+
+
+def _anonymous(ranking: dict[str, Any]) -> dict[str, Any]:
+    """The same with scans by number, those of the ranking by their rank."""
+    return {
+        **ranking,
+        "cases": [f"case {rank}" for rank, _ in enumerate(ranking["cases"], 1)],
+        "ranking": [{**line, "case": f"case {line['rank']}"} for line in ranking["ranking"]],
+        "left_out": [{"case": f"scan {number}", "reason": "left out"}
+                     for number, _ in enumerate(ranking["left_out"], 1)],
+        "source": "unlabeled scans",
+    }
 
 
 def write_ranking(ranking: dict[str, Any], folder: Path, name: str = "rank") -> list[Path]:

@@ -32,8 +32,8 @@ def add_rank_pictures(ranking: dict[str, Any], folder: Path) -> None:
         try:
             with np.load(folder / line["picture_file"]) as arrays:
                 planes = [_plane(facts, number, arrays, names) for number, facts in enumerate(line["planes"])]
-        except (OSError, ValueError, KeyError) as error:
-            ranking["notes"].append(f"No picture of {line['case']}: {error}")
+        except (OSError, ValueError, KeyError):  # whose texts name the file, and with it the scan
+            ranking["notes"].append(f"No picture of {line['case']}: its slices can't be read; run this again.")
             continue
         ranking["overlays"].append({"case": line["case"], "rank": line["rank"], "planes": planes})
     if len(chosen) > MOST_CASES:

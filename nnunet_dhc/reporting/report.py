@@ -8,7 +8,6 @@ from typing import Any
 from nnunet_dhc.reporting.collection import Collection, Run
 from nnunet_dhc.reporting.compare import (
     Options,
-    anonymised,
     build_comparison,
     header,
     row_facts,
@@ -25,6 +24,7 @@ def build_report(collection: Collection, options: Options) -> dict[str, Any]:
         collection: One row; runs without predictions are not validated yet.
         options: As for a comparison.
     """
+    collection = collection.anonymous() if options.anonymise else collection
     row = collection.rows[0]
     state = _state(row.runs, row.name, bool(collection.references))
     if collection.references:
@@ -37,6 +37,7 @@ def build_report(collection: Collection, options: Options) -> dict[str, Any]:
         runs = run_facts(row)
         report = {
             **header("report", collection),
+            "anonymised": options.anonymise,
             "structures": [{"key": item.key, "name": item.name.replace("_", " ")}
                            for item in collection.labels.structures],
             "cases": [], "baseline": row.name, "differences": [], "overlays": [],
@@ -49,8 +50,6 @@ def build_report(collection: Collection, options: Options) -> dict[str, Any]:
                       "training goes on, not to compare trainers."],
             "training": training_of(collection),
         }
-        if options.anonymise:
-            report = anonymised(report)
     report["tiles"] = _tiles(row.runs)
     return report
 

@@ -30,7 +30,7 @@ def compare_from_arguments(args: argparse.Namespace) -> None:
 def report_from_arguments(args: argparse.Namespace) -> None:
     """Run ``nnunet_dhc report``."""
     selection = Selection(args.d, [args.tr], [args.p], [args.c], args.f, tuple(args.results_roots or ()))
-    collection = collect_trainings(selection, unfinished=True)
+    collection = collect_trainings(selection, allow_different=True, unfinished=True)
     options = Options(protocol=args.protocol, processes=max(1, args.np), anonymise=args.anonymise,
                       images=not args.no_images, cache_folder=args.o)
     report = build_report(collection, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ class RunRecord:
     @property
     def unlabeled_count(self) -> int | None:
         return case_count(self.manifest, "unlabeled")
+
+    def anonymous(self) -> RunRecord:
+        """Without command and warnings, which name folders and cases."""
+        return replace(self, manifest={key: value for key, value in self.manifest.items()
+                                       if key not in ("command", "warnings")})
 
     def facts(self) -> dict[str, Any]:
         """What stands in the table of runs."""

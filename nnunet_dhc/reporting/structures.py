@@ -51,12 +51,19 @@ def label_space(dataset_json: dict[str, Any]) -> LabelSpace:
 def read_dataset_json(path: Path) -> dict[str, Any]:
     """``dataset.json`` with the keys that reporting needs."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: Any = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the dataset.json of the dataset with -djfile.") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): give the file dataset.json with -djfile.") from None
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}).") from None
     for key in ("labels", "file_ending"):
-        if key not in content:
-            raise UserError(f'{path} has no "{key}": it is not a dataset.json of nnU-Net.')
-    return content
+        if not isinstance(content, dict) or key not in content:
+            raise UserError(f'{path} has no "{key}": it is not a dataset.json of nnU-Net v2.')
+    try:
+        label_space(content)
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{path}: labels must give each name its number (or the list of a region), as in "
+                        '{"background": 0, "liver": 1}.') from None
+    return dict(content)

@@ -136,9 +136,8 @@ class PairTrainer(ReliableTrainer):
         rotation, do_dummy_2d, initial_patch_size, mirror_axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
-        mirror_axes = mirror_axes_of(
-            self.recipe.mirror_axes, mirror_axes, self.dataset_json["labels"], len(self.configuration_manager.patch_size)
-        )
+        dimensions = len(self.configuration_manager.patch_size)
+        mirror_axes = mirror_axes_of(self.recipe.mirror_axes, mirror_axes, self.dataset_json["labels"], dimensions)
         self.inference_allowed_mirroring_axes = mirror_axes or None  # nnU-Net's predictor fails at an empty tuple
         return rotation, do_dummy_2d, initial_patch_size, mirror_axes
 

@@ -66,6 +66,28 @@ def test_errors_are_one_line(tree, tmp_path, capsys, arguments, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "can't be read (Is a directory)"),
+    ({"labels": ["background", "large"], "file_ending": ".nii.gz"}, "labels must give each name its number"),
+    ({"labels": {"0": "background", "1": "large"}, "file_ending": ".nii.gz"}, "labels must give each name its number"),
+    ([1], 'has no "labels"'),
+])
+def test_bad_dataset_json_is_one_line(tmp_path, capsys, content, message):
+    djfile = tmp_path if content is None else write_json(tmp_path / "dataset.json", content)
+    assert main(["compare", "-i", f"a={tmp_path}", "-ref", str(tmp_path), "-djfile", str(djfile), "-o",
+                 str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["compare", "report"])
+def test_output_that_is_a_file(tmp_path, capsys, verb):
+    (tmp_path / "out").touch()
+    assert main([verb, "-d", "901", "-o", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.endswith("out is a file; give a folder\n")
+
+
 def test_report_before_and_after_validation(tree, tmp_path, capsys):
     tree.add_pair("nnUNetTrainerDHC", epochs=2, validated=False)
     arguments = ["report", "-d", "901", "-tr", "nnUNetTrainerDHC", "-f", "0", "-np", "1", "-o", str(tmp_path / "out")]
@@ -75,3 +97,12 @@ def test_report_before_and_after_validation(tree, tmp_path, capsys):
     assert main(arguments) == 0
     assert "mean Dice" in capsys.readouterr().out
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_report_of_repeats_of_which_one_is_still_training(tree, tmp_path, capsys):
+    other = tmp_path / "seed_2"
+    tree.add_pair("nnUNetTrainerDHC").add_pair("nnUNetTrainerDHC", epochs=2, validated=False, results=other)
+    assert main(["report", "-d", "901", "-tr", "nnUNetTrainerDHC", "-f", "0", "-np", "1", "-o", str(tmp_path / "out"),
+                 "--results-roots", str(tree.results), str(other), "--no-images"]) == 0
+    assert "mean Dice" in capsys.readouterr().out
+    assert "Allowed difference" not in (tmp_path / "out" / "report.html").read_text()

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import SimpleITK as sitk
 from made_up import DATASET, boxes, dataset_json, write_json, write_volume
 
 from nnunet_dhc.errors import UserError
@@ -65,7 +68,8 @@ def test_other_cases_are_refused_or_left_out(tree):
         collect_trainings(selection)
     found = collect_trainings(selection, allow_different=True)
     assert "patient_01" not in found.references
-    assert any("patient_01" in note for note in found.notes)
+    assert any("patient_01" in note.text for note in found.notes)
+    assert not any("patient_01" in note.anonymous for note in found.notes)
 
 
 def test_other_labeled_cases_are_refused(tree):
@@ -87,7 +91,18 @@ def test_a_split_that_changed_since_a_stock_run_is_noticed(tree):
                [{"train": ["one"], "val": fold} for fold in tree.folds])  # its log counted three training cases
     found = collect_trainings(Selection("901", ["nnUNetTrainer"]))
     assert found.rows[0].runs[0].labeled is None
-    assert any("could not be checked" in note for note in found.notes)
+    assert any("could not be checked" in note.text for note in found.notes)
+
+
+def test_a_new_split_of_the_same_size_says_nothing_of_a_stock_run(tree):
+    tree.add_stock()
+    write_json(splits := tree.preprocessed / DATASET / "splits_final.json",
+               [{"train": ["one", "two", "three"], "val": fold} for fold in tree.folds])
+    later = (tree.model("nnUNetTrainer") / "fold_0" / "training_log_2026_1_1_00_00_00.txt").stat().st_mtime + 60
+    os.utime(splits, (later, later))
+    found = collect_trainings(Selection("901", ["nnUNetTrainer"]))
+    assert found.rows[0].runs[0].labeled is None
+    assert any("could not be checked" in note.text for note in found.notes)
 
 
 def test_what_is_not_there_is_named(tree):
@@ -102,6 +117,25 @@ def test_unset_variables_are_named(monkeypatch):
     monkeypatch.delenv("nnUNet_results", raising=False)
     with pytest.raises(UserError, match="nnUNet_results is not set"):
         collect_trainings(Selection("901", ["nnUNetTrainer"]))
+
+
+@pytest.mark.parametrize(("change", "name"), [
+    (lambda image: image.SetSpacing((3.0, 3.0, 5.0)), "spacing"),
+    (lambda image: image.SetOrigin((40.0, 0.0, 0.0)), "origin"),
+    (lambda image: image.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1)), "direction"),
+])
+def test_predictions_in_another_geometry_are_refused(tmp_path, change, name):
+    """A flipped copy with the matching header shows the same anatomy, and would have scored as another."""
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    reference = write_volume(tmp_path / "reference" / "case.nii.gz", boxes())
+    image = sitk.ReadImage(str(reference))
+    change(image)
+    (tmp_path / "one").mkdir()
+    sitk.WriteImage(image, str(tmp_path / "one" / "case.nii.gz"))
+    folders = [("one", tmp_path / "one")], tmp_path / "reference", djfile
+    with pytest.raises(UserError, match=rf"one/case\.nii\.gz and its reference .*\({name} "):
+        collect_folders(*folders)
+    assert name in collect_folders(*folders, allow_different=True).notes[0].text
 
 
 def test_plain_folders(tmp_path):
@@ -130,4 +164,4 @@ def remove(folder):
 def test_scores_on_training_cases_are_pointed_out(tree):
     tree.add_pair("nnUNetTrainerDHC", labeled=[*tree.labeled, "patient_00"])
     notes = collect_trainings(Selection("901", ["nnUNetTrainerDHC"])).notes
-    assert any("among the labeled training cases" in note for note in notes)
+    assert any("among the labeled training cases" in note.text for note in notes)

@@ -16,14 +16,15 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.training.recipe import Recipe
 from nnunet_dhc.reporting import verdict
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
-from nnunet_dhc.reporting.collection import Row
-from nnunet_dhc.reporting.compare import Options, anonymised, build_comparison
+from nnunet_dhc.reporting.collection import Row, Run, check_comparable
+from nnunet_dhc.reporting.compare import Options, build_comparison
 from nnunet_dhc.reporting.differences import winners
 from nnunet_dhc.reporting.evaluate import score_pairs
 from nnunet_dhc.reporting.output import write_comparison
 from nnunet_dhc.reporting.protocols import PROTOCOLS, STANDARD
 from nnunet_dhc.reporting.render_markdown import render_markdown
 from nnunet_dhc.reporting.render_text import render_text
+from nnunet_dhc.reporting.score_tables import RowScores
 from nnunet_dhc.reporting.verdict import caution
 
 
@@ -218,12 +219,48 @@ def test_markdown_tables_are_whole(comparison):
             assert first.count("|") == second.count("|")
 
 
-def test_anonymised_comparisons_name_nobody(comparison):
-    text = json.dumps(anonymised(comparison))
+def test_anonymised_comparisons_name_nobody(comparison, finished_tree, monkeypatch):
+    finished_tree.environment(monkeypatch)
+    collection = collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"]))
+    manifest = collection.rows[1].runs[0].record.manifest
+    manifest["warnings"] = ["1 unlabeled scan looks unlike the labeled ones: patient_x"]
+    removed = next(iter(collection.rows[1].runs[0].predictions))
+    del collection.rows[1].runs[0].predictions[removed]
+    collection.notes = check_comparable(collection.rows, allow_different=True)
+    assert any(removed in note.text for note in collection.notes)
+    text = json.dumps(build_comparison(collection, Options(anonymise=True)))
     assert "patient_" not in text
     assert "/somewhere" not in text
+    assert str(finished_tree.root) not in text
     assert "case 1" in text
+    assert "was evaluated on other cases" in text
     assert "patient_00" in json.dumps(comparison)
+
+
+def test_numbers_as_identifiers_change_no_figure(tmp_path):
+    """Identifiers such as 1 or 20 occur in every table; numbering the cases must touch nothing else."""
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    for index in range(1, 8):
+        write_volume(tmp_path / "reference" / f"{index}.nii.gz", boxes())
+        for name, shift in (("one", 2), ("two", index % 2)):
+            write_volume(tmp_path / name / f"{index}.nii.gz", boxes(shift))
+    pages = [build_comparison(collect_folders([("one", tmp_path / "one"), ("two", tmp_path / "two")],
+                                              tmp_path / "reference", djfile), Options(anonymise=anonymise))
+             for anonymise in (False, True)]
+    assert pages[1]["cases"] == [f"case {number}" for number in range(1, 8)]
+    for key in ("verdict", "differences", "structures", "winners"):
+        assert pages[0][key] == pages[1][key]
+    assert list(pages[0]["rows"][0]["per_case"].values()) == list(pages[1]["rows"][0]["per_case"].values())
+
+
+def test_a_structure_missed_in_every_fold_counts_once(tmp_path):
+    """Folds with the same validation cases, as three draws of one labeled set have."""
+    row = Row("stock")
+    missed = {key: {"missed": key == "3"} for key in ("1", "2", "3")}
+    found = {key: {"missed": False} for key in ("1", "2", "3")}
+    scored = [(Run(0, str(fold), {}), {"a": missed, "b": found}) for fold in range(3)]
+    row.runs = [run for run, _ in scored]
+    assert RowScores(row, scored, ["a", "b"], ["1", "2", "3"]).count("missed") == {"1": 0, "2": 0, "3": 1}
 
 
 def test_json_has_everything_and_no_nan(comparison, tmp_path):

@@ -42,6 +42,12 @@ def test_a_missed_a_spurious_and_an_absent_structure():
     assert (absent["dice"], absent["hd95_mm"], absent["missed"], absent["spurious"]) == (None, None, False, False)
 
 
+@pytest.mark.parametrize("dtype", [np.uint64, np.uint32, np.int8])
+def test_any_integer_type_scores_alike(dtype):
+    assert _scores(boxes(shift=1).astype(dtype), boxes()) == _scores(boxes(shift=1), boxes())
+    assert _scores(boxes(shift=1), boxes().astype(dtype)) == _scores(boxes(shift=1), boxes())
+
+
 def test_empty_label_maps():
     empty = np.zeros((4, 5, 6), dtype=np.uint8)
     assert all(values["dice"] is None for values in _scores(empty, empty).values())

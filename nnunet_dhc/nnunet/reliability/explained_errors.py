@@ -31,9 +31,9 @@ def explained(error: BaseException, output_folder: str | None, preprocess: str, 
         return _of_os_error(error, output_folder, preprocess, resume)
     if isinstance(error, torch.OutOfMemoryError):
         return UserError(
-            f"Out of GPU memory ({_first_sentence(error)}). Free the GPU of other programs and continue with: {resume}; "
-            "or train anew with less memory, under new plans (-p): nnunet_dhc configure ... --set low_memory=on, or a "
-            "smaller batch_size or patch_size in them"
+            f"Out of GPU memory ({_first_sentence(error)}). Free the GPU of other programs and continue with: "
+            f"{resume}; or train anew with less memory, under new plans (-p): nnunet_dhc configure ... --set "
+            "low_memory=on, or a smaller batch_size or patch_size in them"
         )
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return UserError(
