@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CPU_PIECE_ELEMENTS = 1 << 20
+PIECE_ELEMENTS = 1 << 25  # elsewhere: about what one large 3D patch of many classes has
 
 
 @dataclass(frozen=True)
@@ -183,44 +184,45 @@ def sigmoid_sums(logits: Tensor, target: Tensor, valid: Tensor | None = None, ov
 
 
 def _per_class(values: Tensor, index: Tensor, buffer: Tensor) -> Tensor:
-    """Sum `values` (n,) by class index (n,) into (k,), accurate for millions of voxels; spoils `buffer` (k, n)."""
+    """Sum `values` (s, n) by class index (s, n) into (s, k), accurate for millions of voxels; spoils `buffer`."""
+    samples, k, _ = buffer.shape
     if values.device.type == "cpu":
-        return torch.bincount(index, weights=values.double(), minlength=buffer.shape[0])
-    return buffer.zero_().scatter_(0, index[None], values[None]).sum(1)
+        bins = index + k * torch.arange(samples)[:, None]
+        return torch.bincount(bins.ravel(), weights=values.double().ravel(), minlength=samples * k).view(samples, k)
+    return buffer.zero_().scatter_(1, index[:, None], values[:, None]).sum(2)
 
 
 class _SoftmaxSums(torch.autograd.Function):
     """Keeps one number per voxel, ln sum_j exp z_j, for the backward pass, which makes the softmax from it again.
 
-    Works through one sample, on the CPU through one cache-sized piece of it, at a time in buffers that are used again:
-    fresh memory of the size of the logits costs more time there than the arithmetic.
+    Works through one piece of the samples and voxels at a time in buffers that are used again: on the CPU fresh memory
+    of the size of the logits costs more time than the arithmetic.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, kinds: list[tuple[int, int, bool]], *targets: Tensor) -> tuple[Tensor, ...]:
         b, k, n = logits.shape
-        pieces = _Pieces(logits, 1)
+        pieces = _Pieces(logits, 1, kinds, targets)
         exact = torch.float64 if logits.device.type == "cpu" else pieces.dtype
         sums = [torch.zeros(4, target.shape[0], k, dtype=exact, device=logits.device) for target in targets]
         log_sum = torch.empty(b, n, dtype=pieces.dtype, device=logits.device)
-        for sample, voxels, (buffer,) in pieces:
-            of_sample = _readings_of(sample, kinds, targets)
-            if not of_sample:
+        for samples, voxels, readings, (buffer,) in pieces:
+            if not readings:
                 continue
-            scores = logits[sample, :, voxels]
-            largest = scores.amax(0).to(pieces.dtype)
-            total = torch.sub(scores, largest, out=buffer).exp_().sum(0)
-            log_total = torch.add(largest, total.log(), out=log_sum[sample, voxels])
+            scores = logits[samples, :, voxels]
+            largest = scores.amax(1).to(pieces.dtype)
+            total = torch.sub(scores, largest[:, None], out=buffer).exp_().sum(1)
+            log_total = torch.add(largest, total.log(), out=log_sum[samples, voxels])
             holds_exponentials = True
-            for number, row, ignore, overlap in of_sample:
-                cross_entropy, intersection, predicted, labeled = sums[number][:, row]
-                index, valid = _index_and_mask(targets[number][row, voxels], ignore, pieces.dtype)
-                own = scores.gather(0, index[None])[0] - log_total
+            for number, rows, ignore, overlap in readings:
+                cross_entropy, intersection, predicted, labeled = sums[number][:, rows]
+                index, valid = _index_and_mask(targets[number][rows, voxels], ignore, pieces.dtype)
+                own = scores.gather(1, index[:, None])[:, 0] - log_total
                 present = torch.ones_like(own) if valid is None else valid
                 if overlap:
                     if not holds_exponentials:
-                        torch.sub(scores, largest, out=buffer).exp_()
-                    predicted += buffer.mul_(present / total).sum(1)
+                        torch.sub(scores, largest[:, None], out=buffer).exp_()
+                    predicted += buffer.mul_((present / total)[:, None]).sum(2)
                     intersection += _per_class(own.exp().mul_(present), index, buffer)
                 labeled += _per_class(present, index, buffer)
                 cross_entropy -= _per_class(own.mul_(present), index, buffer)
@@ -239,35 +241,36 @@ class _SoftmaxSums(torch.autograd.Function):
         # factors of it are added up: those that differ by class in `of_classes`, those that differ by voxel in `mean`.
         logits, log_sum, *targets = ctx.saved_tensors
         result = torch.empty_like(logits)
-        pieces = _Pieces(logits, 2)
-        for sample, voxels, (probs, buffer) in pieces:
-            of_sample = _readings_of(sample, ctx.kinds, targets)
-            if not of_sample:
-                result[sample, :, voxels] = 0
+        pieces = _Pieces(logits, 2, ctx.kinds, targets)
+        for samples, voxels, readings, (probs, buffer) in pieces:
+            if not readings:
+                result[samples, :, voxels] = 0
                 continue
-            torch.sub(logits[sample, :, voxels], log_sum[sample, voxels], out=probs).exp_()
-            mean: Tensor | float = 0.0
+            torch.sub(logits[samples, :, voxels], log_sum[samples, None, voxels], out=probs).exp_()
+            mean: Tensor | None = None
             of_classes: Tensor | None = None
             at_targets = []
-            for number, row, ignore, overlap in of_sample:
-                of_entropy, of_intersection, of_predicted = (g[row] for g in gradients[4 * number : 4 * number + 3])
-                index, valid = _index_and_mask(targets[number][row, voxels], ignore, pieces.dtype)
-                at_target = own_mean = -of_entropy[index]
+            for number, rows, ignore, overlap in readings:
+                of_entropy, of_intersection, of_predicted = (g[rows] for g in gradients[4 * number : 4 * number + 3])
+                index, valid = _index_and_mask(targets[number][rows, voxels], ignore, pieces.dtype)
+                at_target = own_mean = -of_entropy.gather(1, index)
                 if overlap:
-                    by_class = of_predicted[:, None]
-                    own = probs.gather(0, index[None])[0].mul_(of_intersection[index])
-                    own_mean = torch.mul(probs, by_class, out=buffer).sum(0).add_(own).add_(at_target)
+                    by_class = of_predicted[:, :, None]
+                    own = probs.gather(1, index[:, None])[:, 0].mul_(of_intersection.gather(1, index))
+                    own_mean = torch.mul(probs, by_class, out=buffer).sum(1).add_(own).add_(at_target)
                     at_target = at_target + own
-                    by_class = by_class if valid is None else by_class * valid
+                    by_class = by_class if valid is None else by_class * valid[:, None]
                     of_classes = by_class if of_classes is None else of_classes + by_class
                 if valid is not None:
                     own_mean, at_target = own_mean * valid, at_target * valid
-                mean = mean + own_mean
+                mean = own_mean if mean is None else mean + own_mean
                 at_targets.append((index, at_target))
-            probs.mul_(-mean if of_classes is None else torch.sub(of_classes, mean, out=buffer))
+            assert mean is not None  # there are readings
+            factor = -mean[:, None] if of_classes is None else torch.sub(of_classes, mean[:, None], out=buffer)
+            probs.mul_(factor)
             for index, at_target in at_targets:
-                probs.scatter_add_(0, index[None], at_target[None])
-            result[sample, :, voxels] = probs
+                probs.scatter_add_(1, index[:, None], at_target[:, None])
+            result[samples, :, voxels] = probs
         return result, None, *[None] * len(targets)
 
 
@@ -283,22 +286,48 @@ def _readings_of(
 
 
 class _Pieces:
-    """Iterates over (sample, slice of voxels, buffers of their shape (k, voxels))."""
+    """Iterates over (samples, voxels, readings, buffers): two slices, and buffers of their shape (s, k, v).
 
-    def __init__(self, logits: Tensor, num_buffers: int) -> None:
+    All samples of a piece take part in the same readings: number, rows of the target, ignore label and overlap of each.
+    On the CPU a piece fits into the cache. Elsewhere it is whole samples, as many as a limit allows, since each
+    operation has to be launched: a 2D batch has dozens of small patches.
+    """
+
+    def __init__(
+        self, logits: Tensor, num_buffers: int, kinds: Sequence[tuple[int, int, bool]], targets: Sequence[Tensor]
+    ) -> None:
         self.shape = logits.shape
         self.dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        self.readings = [_readings_of(sample, kinds, targets) for sample in range(logits.shape[0])]
         _, k, n = logits.shape
-        self.size = max(1, min(n, CPU_PIECE_ELEMENTS // k if logits.device.type == "cpu" else n))
-        self.buffers = [torch.empty(k * self.size, dtype=self.dtype, device=logits.device) for _ in range(num_buffers)]
+        on_cpu = logits.device.type == "cpu"
+        self.voxels = max(1, min(n, CPU_PIECE_ELEMENTS // k)) if on_cpu else n
+        self.samples = max(1, (CPU_PIECE_ELEMENTS if on_cpu else PIECE_ELEMENTS) // (k * n))
+        size = max((last - first for first, last in self._groups()), default=0) * k * self.voxels
+        self.buffers = [torch.empty(size, dtype=self.dtype, device=logits.device) for _ in range(num_buffers)]
 
-    def __iter__(self) -> Iterator[tuple[int, slice, list[Tensor]]]:
-        b, k, n = self.shape
-        for sample in range(b):
-            for start in range(0, n, self.size):
-                stop = min(start + self.size, n)
-                shaped = [buffer[: k * (stop - start)].view(k, stop - start) for buffer in self.buffers]
-                yield sample, slice(start, stop), shaped
+    def __iter__(self) -> Iterator[tuple[slice, slice, list[tuple[int, slice, int, bool]], list[Tensor]]]:
+        _, k, n = self.shape
+        for first, last in self._groups():
+            samples = last - first
+            readings = [(number, slice(row, row + samples), *rest) for number, row, *rest in self.readings[first]]
+            for start in range(0, n, self.voxels):
+                stop = min(start + self.voxels, n)
+                shape = (samples, k, stop - start)
+                shaped = [buffer[: samples * k * (stop - start)].view(shape) for buffer in self.buffers]
+                yield slice(first, last), slice(start, stop), readings, shaped
+
+    def _groups(self) -> Iterator[tuple[int, int]]:
+        """First and last + 1 of neighbouring samples that take part in the same readings, in groups of the limit."""
+        b, first = self.shape[0], 0
+        for last in range(1, b + 1):
+            if last == b or last - first == self.samples or not self._alike(first, last):
+                yield first, last
+                first = last
+
+    def _alike(self, one: int, other: int) -> bool:
+        numbers = [[number for number, *_ in self.readings[sample]] for sample in (one, other)]
+        return numbers[0] == numbers[1]
 
 
 def _index_and_mask(target: Tensor, ignore: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from golden import assert_golden, labels_of, logits_of
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nnunet_dhc.core.loss_sums as loss_sums
 from nnunet_dhc.core.label_spaces import ClassLabels, LabelSpace, RegionLabels
@@ -143,11 +144,11 @@ def _plain_losses(logits: Tensor, target: Tensor, weights: Tensor, ignore: int, 
 
 @pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize("ignore", [True, False])
-@pytest.mark.parametrize("piece", [1 << 20, 4 * 50])
+@pytest.mark.parametrize("piece", [1 << 20, 4 * 120, 4 * 50])
 def test_values_and_gradients_are_those_of_the_equations(
     pooled: bool, ignore: bool, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # in float64; with pieces of 50 voxels a sample of 120 is worked through in three of different size
+    # in float64; all samples at once, one after the other, and each of their 120 voxels in three unequal pieces
     monkeypatch.setattr(loss_sums, "CPU_PIECE_ELEMENTS", piece)
     logits, target = _random(4, torch.float64, ignore)
     weights = torch.tensor([0.0, 0.3, 1.7, 4.0], dtype=torch.float64)
@@ -167,7 +168,7 @@ def test_values_and_gradients_are_those_of_the_equations(
 
 def test_the_way_of_accelerators_gives_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     def scatter(values: Tensor, index: Tensor, buffer: Tensor) -> Tensor:
-        return buffer.zero_().scatter_(0, index[None], values[None]).sum(1)
+        return buffer.zero_().scatter_(1, index[:, None], values[:, None]).sum(2)
 
     logits, target = _random(4, ignore=True)
     labels = ClassLabels(4, ignore_label=4)
@@ -176,6 +177,30 @@ def test_the_way_of_accelerators_gives_the_same_sums(monkeypatch: pytest.MonkeyP
     actual = labels.loss_sums(logits, target)
     for name in ("cross_entropy", "hits", "intersection", "predicted", "labeled"):
         torch.testing.assert_close(getattr(actual, name), getattr(expected, name))
+
+
+def _operations(num_samples: int) -> int:
+    """How many operations an accelerator is given for the sums and their gradient; none is computed."""
+
+    class Counter(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.number += 1
+            return function(*args, **(kwargs or {}))
+
+    logits = torch.empty(num_samples, 14, 64, 64, device="meta", requires_grad=True)
+    target = torch.empty(num_samples, 1, 64, 64, dtype=torch.int16, device="meta")
+    with Counter() as counter:
+        sums = loss_sums.softmax_sums(logits, target)
+        (sums.cross_entropy.sum() + sums.intersection.sum() + sums.predicted.sum()).backward()
+    return counter.number
+
+
+def test_operations_of_an_accelerator_do_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _operations(24) == _operations(2)
+    monkeypatch.setattr(loss_sums, "PIECE_ELEMENTS", 14 * 64 * 64)
+    assert _operations(24) > 10 * _operations(2) / 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
