@@ -12,6 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", metavar="DATASET", help="dataset name or id")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from (default: nnUNetPlans)")
     parser.add_argument("-o", metavar="NEW_PLANS", help="identifier of the new plans, to be used with -p")
+    parser.add_argument(
+        "-tr",
+        default="nnUNetTrainerDHC",
+        metavar="TRAINER",
+        help="trainer whose recipe the settings are checked with (default: nnUNetTrainerDHC)",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting; may be repeated")
     parser.add_argument(
         "--architecture-b-from", metavar="PLANS", help="give sub-network B the architecture of these plans"
@@ -21,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list",
         nargs="?",
-        const="nnUNetTrainerDHC",
+        const="",
         metavar="TRAINER",
-        help="list all settings with their values in a trainer (default: nnUNetTrainerDHC)",
+        help="list all settings with their values in a trainer (default: that of -tr)",
     )
 
 
@@ -33,10 +39,12 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_dhc.nnunet.training.recipe import settings_help
     from nnunet_dhc.trainers.lookup import is_trainer_name, trainer_class
 
-    if args.list:
-        if not is_trainer_name(args.list):
-            raise UserError(f"--list {args.list}: no trainer of this package; nnunet_dhc methods lists them")
-        for name, value, expected, meaning in settings_help(trainer_class(args.list).recipe):
+    option, trainer = ("--list", args.list) if args.list else ("-tr", args.tr)
+    if not is_trainer_name(trainer):
+        raise UserError(f"{option} {trainer}: no trainer of this package; nnunet_dhc methods lists them")
+    recipe = trainer_class(trainer).recipe
+    if args.list is not None:
+        for name, value, expected, meaning in settings_help(recipe):
             print(f"{name} = {value!r}\n    {meaning} ({expected})")
         return
     if not args.d or not args.o:
@@ -44,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
             "-d and -o are needed (or --list): nnunet_dhc configure -d 501 -o nnUNetPlansMine --set lambda_max=0.2"
         )
     path = configure_plans(
-        args.d, args.p, args.o, dict(map(parse_setting, args.set)), args.architecture_b_from, args.c, args.overwrite
+        args.d, args.p, args.o, dict(map(parse_setting, args.set)), args.architecture_b_from, args.c, args.overwrite,
+        trainer, recipe,
     )
     print(f"{path}\nuse it with -p {args.o}")

@@ -32,10 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the demo, or what is left of it."""
+    from nnunet_dhc.cli._output import check_output_folder
     from nnunet_dhc.demo.pipeline import DemoOptions, run_demo
     from nnunet_dhc.errors import UserError
 
     if min(args.epochs, args.iterations, args.np, *args.patch, *args.features) < 1:
         raise UserError("--epochs, --iterations, --patch, --features and -np take positive numbers")
+    check_output_folder(args.o)
     run_demo(DemoOptions(args.o, args.data, args.split, args.epochs, args.iterations, tuple(args.patch),
                          tuple(args.features), args.device, args.np, args.equal_time, args.control))

@@ -52,9 +52,22 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if args.debug or "arguments" in args:  # nnU-Net's commands have no --debug: their traceback stays
+            raise
+        print(f"nnunet_dhc {args.verb}: {_in_one_line(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"nnunet_dhc {args.verb}: interrupted; what was finished is kept.", file=sys.stderr)
         return 130
+
+
+def _in_one_line(error: OSError) -> str:
+    files = [os.fsdecode(name) for name in (error.filename, error.filename2)
+             if isinstance(name, (str, bytes, os.PathLike))]
+    what = f"{' and '.join(files)}: " if files else ""
+    reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    return f"{what}{reason}; correct the path, its permissions or the disk (--debug shows where it happened)"
 
 
 if __name__ == "__main__":

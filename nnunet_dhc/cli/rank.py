@@ -35,10 +35,12 @@ def run(args: argparse.Namespace) -> None:
     """Predict, order, write, and print the table (with the real names, also of an anonymised page)."""
     import torch
 
+    from nnunet_dhc.cli._output import check_output_folder
     from nnunet_dhc.nnunet.network.model_folder import parse_fold
     from nnunet_dhc.nnunet.ranking.rank_cases import RankRequest, rank_cases
     from nnunet_dhc.reporting.rank_page import finish_ranking, render_rank_text, write_ranking
 
+    check_output_folder(args.o)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     request = RankRequest(args.d, args.c, [parse_fold(fold) for fold in args.f], args.tr, args.p, args.chk, args.i,
                           args.budget, args.diversity, not args.disable_tta)

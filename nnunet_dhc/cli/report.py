@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Collect, build and write."""
+    from nnunet_dhc.cli._output import check_output_folder
     from nnunet_dhc.reporting.run_compare import report_from_arguments
 
+    check_output_folder(args.o)
     report_from_arguments(args)

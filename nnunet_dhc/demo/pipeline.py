@@ -18,6 +18,7 @@ from nnunet_dhc.demo.phantom_dataset import PhantomPlan, write_dataset
 from nnunet_dhc.demo.small_plans import write_small_plans
 from nnunet_dhc.demo.steps import Steps
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.atomic_files import replace_file
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN
 
@@ -64,7 +65,7 @@ def run_demo(options: DemoOptions) -> Path:
     dataset.make(steps)
     _plan(steps, dataset, options)
     for trainer in trainers:
-        steps.command(f"Train {_NAMES[trainer]}", *_training(trainer, dataset, options, device, environment))
+        _train(steps, f"Train {_NAMES[trainer]}", trainer, dataset, options, device)
     rows = {_NAMES[trainer]: (trainer, environment) for trainer in trainers}
     if options.equal_time:
         rows[_EQUAL_TIME] = (STOCK, _train_at_equal_time(steps, dataset, options, device, output, environment))
@@ -73,7 +74,9 @@ def run_demo(options: DemoOptions) -> Path:
     else:
         for name, (trainer, where) in rows.items():
             steps.environment = where
-            steps.command(f"Predict with {name}", _prediction(trainer, dataset, device, _predictions(output, name)))
+            target = _predictions(output, name)
+            steps.command(f"Predict with {name}", _prediction(trainer, dataset, device, target),
+                          prepare=lambda target=target: _remove(target))
         steps.environment = environment
         report = _compare_test_cases(steps, dataset, list(rows), output)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
@@ -83,6 +86,8 @@ def run_demo(options: DemoOptions) -> Path:
 
 _NAMES = {STOCK: "stock", DHC: "DHC", CONTROL: "control"}
 _EQUAL_TIME = "stock-equal-time"
+# In a fold's folder: the options that its training was started with.
+_MADE_FROM = "demo_options.json"
 
 
 class _Dataset:
@@ -91,6 +96,7 @@ class _Dataset:
     def __init__(self, options: DemoOptions, output: Path) -> None:
         self.options = options
         self.source = options.data.resolve() if options.data else None
+        self.split = options.split.resolve() if options.split else None
         self.name = self.source.name if self.source else f"Dataset{PHANTOM_ID:03d}_AbdomenPhantom"
         if not re.fullmatch(r"Dataset\d{3}_\w+", self.name):
             raise UserError(f"--data {self.source}: the folder must be named like Dataset123_Name")
@@ -103,30 +109,46 @@ class _Dataset:
         """Whether test cases with labels are kept aside; without them, the validation cases are compared."""
         return self.source is None or all((self.source / name).is_dir() for name in ("imagesTs", "labelsTs"))
 
+    @property
+    def origin(self) -> object:
+        """What the data come from."""
+        return PhantomPlan() if self.source is None else (str(self.source), str(self.split))
+
     def make(self, steps: Steps) -> None:
         if self.source is None:
             plan = PhantomPlan()
-            steps.call("Make the phantom dataset", plan,
+            steps.call("Make the phantom dataset", self.origin,
                        lambda: write_dataset(self.raw.parent, PHANTOM_ID, plan, self.options.processes))
         else:
-            steps.call("Link the dataset", (str(self.source), str(self.options.split)), self._link)
+            steps.call("Link the dataset", self.origin, self._link)
 
     def _link(self) -> None:
+        if self.source == self.raw:
+            raise UserError(f"--data {self.source} lies where the demo puts its own links: give another -o")
         if not (self.source / "dataset.json").is_file():
             raise UserError(f"--data {self.source} has no dataset.json: give a dataset in nnU-Net's raw format")
-        split = self.options.split or self.source / SPLITS_FILE
+        split = self.split or self.source / SPLITS_FILE
         if not (self.source / IMAGES_UN).is_dir() and not _has_unlabeled(split):
             raise UserError(f"--data {self.source} has no unlabeled scans: put some into {IMAGES_UN}, or give --split "
                             'with a file that has the key "unlabeled"')
+        split_content = split.read_bytes() if split.is_file() else None
+        self._unlink()
         self.raw.mkdir(parents=True, exist_ok=True)
         for entry in sorted(self.source.iterdir()):
             link = self.raw / entry.name
             if entry.name != SPLITS_FILE and not link.exists():
                 link.symlink_to(entry, target_is_directory=entry.is_dir())
-        if split.is_file():
-            shutil.copy(split, self.raw / SPLITS_FILE)
-            self.preprocessed.mkdir(parents=True, exist_ok=True)
-            shutil.copy(split, self.preprocessed / SPLITS_FILE)
+        if split_content is not None:
+            self.preprocessed.mkdir(parents=True)
+            for folder in (self.raw, self.preprocessed):
+                (folder / SPLITS_FILE).write_bytes(split_content)
+
+    def _unlink(self) -> None:
+        """Nothing stays of another source or split under the same name."""
+        for entry in list(self.raw.glob("*")):
+            if entry.is_symlink() or entry.name == SPLITS_FILE:
+                entry.unlink()
+        _remove(self.preprocessed)
 
 
 def _has_unlabeled(split: Path) -> bool:
@@ -166,28 +188,61 @@ def _plan(steps: Steps, dataset: _Dataset, options: DemoOptions) -> None:
         "nnUNetv2_plan_and_preprocess", "-d", dataset.number, "-c", CONFIGURATION, *spacing,
         "-npfp", str(options.processes), "-np", str(options.processes)])
     steps.environment = environment
-    settings = {"num_epochs": options.epochs, "num_iterations_per_epoch": options.iterations,
-                "num_val_iterations_per_epoch": _validation_steps(options)}
+    settings = _settings(options)
     steps.call(f"Write small plans ({SMALL_PLANS})", (options.patch, options.features, settings),
                lambda: write_small_plans(dataset.preprocessed, CONFIGURATION, options.patch, options.features, PLANS,
                                          SMALL_PLANS, settings=settings))
+
+
+def _settings(options: DemoOptions) -> dict[str, int]:
+    return {"num_epochs": options.epochs, "num_iterations_per_epoch": options.iterations,
+            "num_val_iterations_per_epoch": _validation_steps(options)}
 
 
 def _validation_steps(options: DemoOptions) -> int:
     return max(1, options.iterations // 10)
 
 
-def _training(trainer: str, dataset: _Dataset, options: DemoOptions, device: str, environment: dict[str, str],
-              epochs: int | None = None) -> tuple[list[str], list[str], int]:
-    """Command, what resumes it, and the number of epochs."""
+def _train(steps: Steps, title: str, trainer: str, dataset: _Dataset, options: DemoOptions, device: str,
+           epochs: int | None = None) -> None:
+    """Train, or continue what was started with the same options."""
     epochs = epochs or options.epochs
+    command = _training(trainer, dataset, options, device, epochs)
+    folder = _fold_folder(trainer, dataset, steps.environment)
+    made_from = [repr(dataset.origin), options.patch, options.features, _settings(options), command]
+
+    def prepare() -> list[str]:
+        continues = _can_continue(folder, made_from)
+        return ["--c"] if continues and trainer != STOCK else []  # stock's command sees the checkpoint itself
+
+    steps.command(title, command, prepare, epochs)
+
+
+def _training(trainer: str, dataset: _Dataset, options: DemoOptions, device: str, epochs: int) -> list[str]:
     common = [dataset.number, CONFIGURATION, FOLD, "-p", SMALL_PLANS, "-device", device]
     if trainer == STOCK:
         # nnU-Net has no option for a shorter schedule; this sets its counters and nothing else.
         return ["python", "-m", "nnunet_dhc.demo.short_stock", *common, "--epochs", str(epochs), "--iterations",
-                str(options.iterations), "--val-iterations", str(_validation_steps(options))], [], epochs
-    started = any(_fold_folder(trainer, dataset, environment).glob("checkpoint_*.pth"))
-    return ["nnUNetv2_train", *common, "-tr", trainer], ["--c"] if started else [], epochs
+                str(options.iterations), "--val-iterations", str(_validation_steps(options))]
+    return ["nnUNetv2_train", *common, "-tr", trainer]
+
+
+def _can_continue(fold_folder: Path, made_from: list[object]) -> bool:
+    """Whether a training can be continued; one that was started with other options is removed, as it is the demo's."""
+    note, text = fold_folder / _MADE_FROM, json.dumps(made_from)
+    if not note.is_file() or note.read_text(encoding="utf-8") != text:
+        if fold_folder.exists():
+            print(f"      {fold_folder} was started with other options: removed", flush=True)
+            _remove(fold_folder)
+        fold_folder.mkdir(parents=True)
+        replace_file(note, text.encode())
+    return any(fold_folder.glob("checkpoint_*.pth"))
+
+
+def _remove(folder: Path) -> tuple[()]:
+    if folder.exists():
+        shutil.rmtree(folder)
+    return ()
 
 
 def _fold_folder(trainer: str, dataset: _Dataset, environment: dict[str, str]) -> Path:
@@ -203,8 +258,7 @@ def _train_at_equal_time(steps: Steps, dataset: _Dataset, options: DemoOptions, 
     elsewhere = {**environment, "nnUNet_results": str(output / "results_equal_time")}
     Path(elsewhere["nnUNet_results"]).mkdir(exist_ok=True)
     steps.environment = elsewhere
-    steps.command("Train stock for DHC's wall-clock",
-                  *_training(STOCK, dataset, options, device, elsewhere, epochs))
+    _train(steps, "Train stock for DHC's wall-clock", STOCK, dataset, options, device, epochs)
     steps.environment = environment
     return elsewhere
 

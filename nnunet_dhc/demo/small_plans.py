@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.health.dataset_places import read_plans
 
 
 def write_small_plans(
@@ -43,12 +43,9 @@ def write_small_plans(
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
     folder = Path(preprocessed_dataset_folder)
-    source = folder / f"{plans_identifier}.json"
-    if not source.is_file():
-        raise UserError(f"{source} does not exist; run nnUNetv2_plan_and_preprocess first")
-    plans = json.loads(source.read_text())
+    plans = read_plans(folder, plans_identifier)
     if configuration not in plans["configurations"] or "architecture" not in plans["configurations"][configuration]:
-        raise UserError(f"{source} has no plan of its own for {configuration}")
+        raise UserError(f"{folder / plans_identifier}.json has no plan of its own for {configuration}")
     small = deepcopy(plans["configurations"][configuration])
     wanted = np.minimum(patch_size, np.ceil(small["median_image_size_in_voxels"])).astype(int)
     _, strides, kernel_sizes, patch, _ = get_pool_and_conv_props(

@@ -31,6 +31,7 @@ class Steps:
     def __init__(self, folder: Path, count: int, environment: Mapping[str, str]) -> None:
         self.folder, self.count, self.environment = folder, count, dict(environment)
         self.number = 0
+        self._before = ""
         self._state_file = folder / "steps.json"
         self._done: dict[str, str] = {}
         if self._state_file.is_file():
@@ -51,17 +52,19 @@ class Steps:
         if subprocess.run(words, env=self.environment, stdin=subprocess.DEVNULL).returncode:
             raise UserError(f"{title.lower()} failed, see above; then run the same command again: it continues here")
 
-    def command(self, title: str, command: Sequence[str | Path], resume: Sequence[str] = (), epochs: int = 0) -> None:
+    def command(self, title: str, command: Sequence[str | Path], prepare: Callable[[], Sequence[str]] = tuple,
+                epochs: int = 0) -> None:
         """Run a command, unless it was finished before; its output goes to a log file.
 
         Args:
             title: What it does.
             command: Program and arguments; "python" stands for this interpreter.
-            resume: Arguments that are added and don't count as a change (nnU-Net's ``--c``).
+            prepare: Called right before the command; what it returns is added to the arguments and doesn't count as a
+                change (nnU-Net's ``--c``).
             epochs: For a training, the number of epochs, to show how far it is.
         """
         words = [str(word) for word in command]
-        self._step(title, json.dumps(words), lambda: self._run([*words, *resume], epochs))
+        self._step(title, json.dumps(words), lambda: self._run([*words, *prepare()], epochs))
 
     def _step(self, title: str, key: str, action: Callable[[], object]) -> None:
         self.number += 1
@@ -69,16 +72,28 @@ class Steps:
         signature = hashlib.sha256(key.encode()).hexdigest()[:16]
         if self._done.get(title) == signature:
             print(f"{self._label}: done before", flush=True)
-            return
-        started = time.monotonic()
-        print(f"{self._label} ...", flush=True)
-        action()
-        # What comes later was made from what was here before.
-        self._done[title] = signature
-        later = list(self._done)[list(self._done).index(title) + 1:]
-        self._done = {name: value for name, value in self._done.items() if name not in later}
+        else:
+            started = time.monotonic()
+            print(f"{self._label} ...", flush=True)
+            self._forget(title)
+            action()
+            self._remember(title, signature)
+            print(f"{self._label}: {time.monotonic() - started:.0f} s", flush=True)
+        self._before = title
+
+    def _forget(self, title: str) -> None:
+        """Before a step changes anything: what comes later was made from what was here."""
+        names = list(self._done)
+        if title in names:
+            self._done = {name: self._done[name] for name in names[:names.index(title)]}
+            replace_json(self._state_file, self._done)
+
+    def _remember(self, title: str, signature: str) -> None:
+        """Note a finished step behind the one before it, where an option may have put it between two others."""
+        steps = list(self._done.items())
+        place = list(self._done).index(self._before) + 1 if self._before in self._done else 0
+        self._done = dict([*steps[:place], (title, signature), *steps[place:]])
         replace_json(self._state_file, self._done)
-        print(f"{self._label}: {time.monotonic() - started:.0f} s", flush=True)
 
     def _run(self, words: list[str], epochs: int) -> None:
         print(f"      $ {shlex.join(words)}", flush=True)

@@ -153,6 +153,23 @@ def test_dataset_gone_wrong(tiny_dataset):
     assert "numTraining 9" in text
 
 
+@pytest.mark.parametrize(("change", "text"), [
+    ({"file_ending": None}, "dataset.json has no file_ending"),
+    ({"labels": None, "file_ending": None}, "has no labels, file_ending"),
+    ({"channel_names": None}, "has no channel_names"),
+    ({"labels": ["background", "liver"]}, "labels must give each name its number"),
+    ({"labels": {"0": "background", "1": "liver"}}, "labels must give each name its number"),
+])
+def test_dataset_json_of_another_format(tiny_dataset, capsys, change, text):
+    content = {**tiny_dataset.dataset_json, **change}
+    content = {key: value for key, value in content.items() if value is not None}
+    (tiny_dataset.raw / "dataset.json").write_text(json.dumps(content))
+    finding, = check_dataset("999")
+    assert finding.status == "broken" and text in finding.text
+    assert main(["split", "-d", "999", "--labeled", "2"]) == 2
+    assert text in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_dataset_without_plans_or_raw_data(tiny_dataset, monkeypatch):
     for path in tiny_dataset.preprocessed.glob("nnUNetPlans*.json"):
         path.unlink()

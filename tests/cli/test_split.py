@@ -177,6 +177,11 @@ def test_labels_are_counted_once(dataset, monkeypatch):
 @pytest.mark.parametrize(("options", "message"), [
     ([], "--labeled is needed"),
     (["--labeled", "20"], "choose between 1 and the 8 training cases"),
+    (["--labeled", "0.0"], "--labeled 0.0: a fraction is above 0"),
+    (["--labeled", "-0.5"], "--labeled -0.5: a fraction is above 0"),
+    (["--labeled", "1.5"], "--labeled 1.5: a fraction is above 0"),
+    (["--labeled", "2", "--folds", "1", "--val", "40"], "--val 40: choose between 1 and the 10 cases"),
+    (["--labeled", "2", "--folds", "1", "--val", "-0.2"], "--val -0.2: a fraction is above 0"),
     (["--labeled", "2", "--val", "2"], "--val goes with --folds 1"),
     (["--labeled", "2", "--folds", "11"], "only 10 cases"),
     (["--labeled", "2", "--folds", "0"], "at least 1"),

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,11 +54,28 @@ def test_failed_command_names_its_log_and_runs_again(tmp_path):
     Steps(tmp_path, 1, os.environ).command("only", command)
 
 
+def test_step_that_failed_after_a_change_is_not_taken_for_the_old_one(tmp_path):
+    _run(tmp_path)
+    with pytest.raises(UserError):
+        Steps(tmp_path, 1, os.environ).command("second", ["python", "-c", "raise SystemExit(1)"])
+    assert _run(tmp_path) == "abcbc"
+
+
+def test_step_of_an_option_leaves_the_others_done(tmp_path):
+    _run(tmp_path)
+    done = tmp_path / "done.txt"
+    steps = Steps(tmp_path, 4, os.environ)
+    steps.call("first", 1, lambda: _append(done, "a"))
+    steps.call("between", 2, lambda: _append(done, "x"))
+    assert _run(tmp_path) == "abcx"
+    assert list(json.loads((tmp_path / "steps.json").read_text())) == ["first", "between", "second", "third"]
+
+
 def test_resume_arguments_do_not_count_as_a_change(tmp_path):
     target = tmp_path / "seen.txt"
     command = ["python", "-c", f"import sys; open({str(target)!r}, 'a').write(str(sys.argv[1:]))"]
     Steps(tmp_path, 1, os.environ).command("only", command)
-    Steps(tmp_path, 1, os.environ).command("only", command, resume=["--c"])
+    Steps(tmp_path, 1, os.environ).command("only", command, prepare=lambda: ["--c"])
     assert target.read_text() == "[]"
 
 
@@ -99,9 +117,12 @@ def test_training_seconds_counts_each_epoch_once(tmp_path):
     (["--data", "nowhere"], "must be named like Dataset123_Name"),
     (["--data", "Dataset123_Gone"], "no dataset.json"),
     (["--epochs", "0"], "positive numbers"),
+    (["-o", "file"], "file is a file; give a folder"),
+    (["-o", "file/below"], "file is a file; give a folder"),
 ])
 def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert main(["demo", "-device", "cpu", *options]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
@@ -127,6 +148,89 @@ def test_data_are_linked_and_their_split_is_used(tmp_path):
     assert (dataset.raw / "imagesTr").resolve() == (source / "imagesTr").resolve()
     assert (dataset.preprocessed / "splits_final.json").read_text() == split.read_text()
     assert not (source / "splits_final.json").exists()
+
+
+def test_another_source_of_the_same_name_replaces_the_links(tmp_path):
+    for place in ("one", "two"):
+        (tmp_path / place / "Dataset123_Mine" / "imagesUn").mkdir(parents=True)
+        (tmp_path / place / "Dataset123_Mine" / "dataset.json").write_text("{}")
+        options = pipeline.DemoOptions(data=tmp_path / place / "Dataset123_Mine")
+        dataset = pipeline._Dataset(options, tmp_path / "out")
+        dataset.preprocessed.mkdir(parents=True)
+        (dataset.preprocessed / "of_this_source").touch()
+        dataset.make(Steps(tmp_path, 1, os.environ))
+        assert (dataset.raw / "imagesUn").resolve() == dataset.source / "imagesUn"
+        assert not (dataset.preprocessed / "of_this_source").exists()
+    with pytest.raises(UserError, match="give another -o"):
+        pipeline._Dataset(pipeline.DemoOptions(data=dataset.raw), tmp_path / "out")._link()
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Commands that the demo would run; trainings leave a checkpoint and predictions a file named by the options."""
+    seen: list[list[str]] = []
+
+    def run(steps: Steps, words: list[str], epochs: int) -> None:
+        seen.append(words)
+        if "short_stock" in words[2] or words[0] == "nnUNetv2_train":
+            trainer = words[words.index("-tr") + 1] if "-tr" in words else "nnUNetTrainer"
+            number = next(word for word in words if word.isdecimal())
+            fold, = Path(steps.environment["nnUNet_results"]).glob(f"Dataset{number}_*/{trainer}__*/fold_0")
+            (fold / "checkpoint_final.pth").touch()
+        if words[0] == "nnUNetv2_predict":
+            target = Path(words[words.index("-o") + 1])
+            target.mkdir(parents=True)
+            (target / f"case_of_{words[words.index('-d') + 1]}.nii.gz").touch()
+
+    monkeypatch.setattr(Steps, "_run", run)
+    monkeypatch.setattr(Steps, "show", lambda *_: None)
+    monkeypatch.setattr(pipeline, "write_dataset", lambda *_: None)
+    monkeypatch.setattr(pipeline, "write_small_plans", lambda *_, **__: None)
+    return seen
+
+
+def _trained(commands: list[list[str]]) -> list[tuple[str, bool]]:
+    """Program and whether it was told to continue, of the trainings since the last call."""
+    found = [(words[0], "--c" in words) for words in commands if words[0] in ("python", "nnUNetv2_train")]
+    commands.clear()
+    return found
+
+
+ANEW = [("python", False), ("nnUNetv2_train", False)]
+
+
+@pytest.mark.parametrize("options", [{"iterations": 250}, {"epochs": 5}, {"patch": (16, 16, 16)}, {"features": (4, 8)}])
+def test_other_options_train_anew(tmp_path, capsys, commands, options):
+    first = pipeline.DemoOptions(tmp_path / "demo", device="cpu")
+    pipeline.run_demo(first)
+    assert _trained(commands) == ANEW
+    pipeline.run_demo(first)
+    assert not commands
+    assert "removed" not in capsys.readouterr().out
+
+    pipeline.run_demo(replace(first, **options))
+    assert _trained(commands) == ANEW
+    assert capsys.readouterr().out.count("was started with other options: removed") == 2
+
+
+def test_stopped_training_continues(tmp_path, commands):
+    options = pipeline.DemoOptions(tmp_path / "demo", device="cpu")
+    pipeline.run_demo(options)
+    _trained(commands)
+    (tmp_path / "demo" / "logs" / "steps.json").unlink()
+    pipeline.run_demo(options)
+    assert _trained(commands) == [("python", False), ("nnUNetv2_train", True)]
+
+
+def test_predictions_of_another_dataset_do_not_stay(tmp_path, commands):
+    options = pipeline.DemoOptions(tmp_path / "demo", device="cpu")
+    pipeline.run_demo(options)
+    source = tmp_path / "Dataset123_Mine"
+    for folder in ("imagesUn", "imagesTs", "labelsTs"):
+        (source / folder).mkdir(parents=True)
+    (source / "dataset.json").write_text("{}")
+    pipeline.run_demo(replace(options, data=source))
+    assert [path.name for path in (tmp_path / "demo" / "predictions" / "DHC").iterdir()] == ["case_of_123.nii.gz"]
 
 
 @pytest.mark.slow

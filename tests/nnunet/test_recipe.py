@@ -96,10 +96,40 @@ def test_configure_writes_plans_under_a_new_identifier(tiny_dataset, capsys):
         (["-o", "Mine", "--set", "lambda_max"], "name=value"),
         (["-o", "nnUNetPlansTiny", "--set", "lambda_max=1"], "another identifier"),
         (["-o", "Mine", "--architecture-b-from", "Nowhere"], "Nowhere.json does not exist"),
+        (["-o", "a/b", "--set", "lambda_max=1"], "-o a/b: the identifier"),
+        (["-o", "a__b", "--set", "lambda_max=1"], "-o a__b: the identifier"),
+        (["-o", "Mine", "-d", "998"], "no dataset 998"),
+        (["-o", "Mine", "-d", "X501"], "no dataset X501"),
+        (["-o", "Mine", "-p", "Damaged"], "Damaged.json can't be read"),
+        (["-o", "Mine", "-p", "dataset"], "dataset.json is no plans file"),
+        (["-o", "Mine", "-tr", "nnUNetTrainer"], "-tr nnUNetTrainer: no trainer of this package"),
+        (["-o", "Mine", "--set", 'weighting_a_options={"momentum": 0.95}'], "for nnUNetTrainerDHC (-tr names another"),
+        (["-o", "Mine", "-tr", "nnUNetTrainerCPS", "--set", "teacher_momentum=0.9"], "for nnUNetTrainerCPS"),
     ],
 )
 def test_configure_refuses_in_one_line(tiny_dataset, capsys, arguments, message):
+    (tiny_dataset.preprocessed / "Damaged.json").write_text('{"plans_name": ')
     assert main(["configure", "-d", "999", "-p", "nnUNetPlansTiny", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tiny_dataset.preprocessed / "Mine.json").exists()
+
+
+def test_configure_without_the_environment(tiny_dataset, capsys, monkeypatch):
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert main(["configure", "-d", "999", "-o", "Mine"]) == 2
+    assert "nnUNet_preprocessed is not set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("trainer", "setting"),
+    [
+        ([], "teacher_momentum=0.99"),  # needs mixed patches, which the trainer has and the base recipe hasn't
+        (["-tr", "nnUNetTrainerSimiS"], 'weighting_a_options={"momentum": 0.95}'),
+        (["-tr", "nnUNetTrainerCReST_5epochs"], 'weighting_b_options={"momentum": 0.95}'),
+    ],
+)
+def test_configure_checks_with_the_recipe_of_the_trainer(tiny_dataset, trainer, setting):
+    assert main(["configure", "-d", "999", "-o", "Mine", *trainer, "--set", setting]) == 0
+    written = json.loads((tiny_dataset.preprocessed / "Mine.json").read_text())
+    assert list(written["nnunet_dhc"]) == [setting.partition("=")[0]]

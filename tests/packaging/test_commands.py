@@ -58,6 +58,24 @@ def test_debug_shows_the_traceback(failing):
         command.main(["methods", "--debug"])
 
 
+@pytest.mark.parametrize(("error", "text"), [
+    (FileNotFoundError(2, "No such file or directory", "some.json"), "some.json: No such file or directory; "),
+    (OSError("the disk\nis gone"), "the disk is gone; "),
+    (TimeoutError(), "TimeoutError; "),
+])
+def test_error_of_the_system_is_one_line(monkeypatch, capsys, error, text):
+    def fail(_):
+        raise error
+    monkeypatch.setattr("nnunet_dhc.cli.methods.run", fail)
+    monkeypatch.setattr("nnunet_dhc.cli.predict.run", fail)
+    assert command.main(["methods"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"nnunet_dhc methods: {text}") and printed.count("\n") == 1
+    for arguments in (["methods", "--debug"], ["predict"]):  # nnU-Net's own commands keep their traceback
+        with pytest.raises(OSError):
+            command.main(arguments)
+
+
 @pytest.mark.parametrize(("verb", "arguments", "entry"), [
     ("train", ["501", "3d_fullres", "0", "-tr", "nnUNetTrainerDHC", "--c", "-device", "cpu"],
      "nnunetv2.run.run_training.run_training_entry"),

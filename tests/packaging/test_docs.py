@@ -167,6 +167,13 @@ def test_our_commands_parse(page):
 
 
 @all_pages
+def test_configure_commands_name_dataset_and_new_plans(page):
+    for words in [*commands(page), *mentions(page)]:
+        if words[:2] == ["nnunet_dhc", "configure"] and words[2:] and not {"--list", "..."} & set(words):
+            assert {"-d", "-o"} <= set(words), words
+
+
+@all_pages
 def test_verbs_and_options_in_the_text_exist(page):
     parsers = verb_parsers()
     for words in mentions(page):
@@ -190,12 +197,13 @@ def test_programs_exist(page):
 
 @all_pages
 def test_settings_in_commands_are_valid(page):
-    from nnunet_dhc.nnunet.training.configure_plans import parse_setting
-    from nnunet_dhc.nnunet.training.recipe import Recipe, overridden
+    from nnunet_dhc.nnunet.training.configure_plans import check_settings, parse_setting
+    from nnunet_dhc.trainers.lookup import trainer_class
 
     for words in [*commands(page), *mentions(page)]:
         settings = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--set" and "=" in words[i + 1]]
-        overridden(Recipe(), dict(map(parse_setting, settings)), name_of(page))
+        trainer = words[words.index("-tr") + 1] if settings and "-tr" in words else "nnUNetTrainerDHC"
+        check_settings(dict(map(parse_setting, settings)), trainer_class(trainer).recipe, name_of(page))
 
 
 # ---- names ----

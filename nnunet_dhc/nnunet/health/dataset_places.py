@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a dataset lies: its raw and its preprocessed folder, of which one may still be missing."""
+"""Where a dataset lies: its raw and its preprocessed folder, of which one may still be missing; its JSON files."""
 
 from __future__ import annotations
 
@@ -24,16 +24,57 @@ class DatasetPlaces:
         """dataset.json of the raw dataset, or the preprocessed copy.
 
         Raises:
-            UserError: Neither can be read.
+            UserError: Neither can be read, or it lacks what nnU-Net v2 asks for.
         """
         for folder in (self.raw, self.preprocessed):
             path = folder / "dataset.json" if folder else None
             if path and path.is_file():
-                try:
-                    return json.loads(path.read_text(encoding="utf-8"))
-                except (OSError, ValueError) as error:
-                    raise UserError(f"{path} can't be read ({error}): repair it") from error
+                return _complete(path, _read_object(path, "repair it"))
         raise UserError(f"{self.name} has no dataset.json in nnUNet_raw or nnUNet_preprocessed: check both variables")
+
+
+def read_plans(preprocessed_dataset_folder: str | Path, identifier: str) -> dict[str, Any]:
+    """A plans file.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    path = Path(preprocessed_dataset_folder) / f"{identifier}.json"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: run nnUNetv2_plan_and_preprocess first, or correct the identifier")
+    remedy = "make it again with nnUNetv2_plan_experiment"
+    plans = _read_object(path, remedy)
+    if not isinstance(plans.get("configurations"), dict):
+        raise UserError(f'{path} is no plans file, it has no "configurations": correct the identifier, or {remedy}')
+    return plans
+
+
+def _read_object(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: {remedy}")
+    return content
+
+
+def _complete(path: Path, dataset_json: dict[str, Any]) -> dict[str, Any]:
+    """The content, if it has what everything here reads."""
+    channels = "modality" if "modality" in dataset_json else "channel_names"
+    missing = [key for key in ("labels", "file_ending", channels) if key not in dataset_json]
+    if missing:
+        raise UserError(f"{path} has no {', '.join(missing)}: write it as nnU-Net v2 wants it, or convert a dataset of "
+                        "nnU-Net v1 with nnUNetv2_convert_old_nnUNet_dataset")
+    labels = dataset_json["labels"]
+    try:
+        for value in labels.values():
+            for label in value if isinstance(value, list) else [value]:
+                int(label)
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{path}: labels must give each name its number (or the list of a region), as in "
+                        '{"background": 0, "liver": 1}') from None
+    return dataset_json
 
 
 def locate_dataset(dataset: str | int) -> DatasetPlaces:

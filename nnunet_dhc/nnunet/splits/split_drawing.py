@@ -99,18 +99,24 @@ def smallest_cover(units: Sequence[Unit], classes_of: Mapping[str, frozenset[str
     return _greedy(best, classes)
 
 
-def take_labeled(order: Sequence[Unit], wanted: float | int, total: int) -> list[Unit]:
+def take_labeled(
+    order: Sequence[Unit], wanted: float | int, total: int, option: str = "--labeled",
+    among: str = "training cases of the fold",
+) -> list[Unit]:
     """The first units of ``order`` whose number of cases comes closest to what is wanted (at least one unit).
 
     Args:
         wanted: A count (int), or a fraction of ``total`` (float in (0, 1]).
+        option: Where the user said what is wanted, and ``among`` which cases; for messages.
 
     Raises:
-        UserError: More labeled cases than there are, or none.
+        UserError: More cases than there are, or none.
     """
+    if isinstance(wanted, float) and not 0 < wanted <= 1:
+        raise UserError(f"{option} {wanted}: a fraction is above 0 and at most 1.0; a count has no decimal point")
     count = wanted if isinstance(wanted, int) else max(1, int(wanted * total + 0.5))
     if not 0 < count <= total:
-        raise UserError(f"--labeled {wanted}: choose between 1 and the {total} training cases of the fold")
+        raise UserError(f"{option} {wanted}: choose between 1 and the {total} {among}")
     sums = np.cumsum([len(unit) for unit in order])
     return list(order[: int(np.argmin(np.abs(sums - count))) + 1])
 

@@ -116,7 +116,7 @@ def _draw(
     elif request.folds == 1:
         wanted = 0.2 if request.validation is None else request.validation
         order = labeled_order(units, request.seeds[0], -1 % 2**31, {})
-        validation = take_labeled(order, wanted, len(identifiers))
+        validation = take_labeled(order, wanted, len(identifiers), "--val", "cases of the dataset")
         divisions = [([unit for unit in units if unit not in set(validation)], validation)]
     else:
         if request.validation is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.health.dataset_places import read_plans
 from nnunet_dhc.nnunet.unlabeled.raw_images import list_training_images
 
 # Normalizations that read nothing of the plans but their own image.
@@ -46,10 +46,7 @@ def write_strict_plans(
     Raises:
         UserError: The plans or an image are missing.
     """
-    source = preprocessed_dataset_folder / f"{plans_identifier}.json"
-    if not source.is_file():
-        raise UserError(f"{source} does not exist: run nnUNetv2_plan_and_preprocess first, --strict starts from it")
-    plans = deepcopy(json.loads(source.read_text()))
+    plans = read_plans(preprocessed_dataset_folder, plans_identifier)
     schemes = {
         scheme for plan in plans["configurations"].values() for scheme in plan.get("normalization_schemes", ())
     }

@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
 from nnunet_dhc.nnunet.training.objective import make_weighting
 from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, Recipe, overridden
 from nnunet_dhc.nnunet.training.run_record import write_json_atomically
@@ -43,6 +42,8 @@ def configure_plans(
     architecture_b_from: str | None = None,
     configurations: Sequence[str] | None = None,
     overwrite: bool = False,
+    trainer: str = "the base recipe",
+    recipe: Recipe = Recipe(),
 ) -> Path:
     """Copy a plans file to a new identifier and put settings into it.
 
@@ -50,15 +51,23 @@ def configure_plans(
         settings: Overrides of the recipe by name; they are added to those that the old plans have.
         architecture_b_from: Plans identifier whose architectures become sub-network B's.
         configurations: Configurations that get that architecture (default: all that both plans have).
+        trainer: Whose recipe the settings are meant for; messages name it.
+        recipe: That recipe: whether a setting is valid may depend on another one. It isn't written.
 
     Returns:
         Path of the new plans file.
 
     Raises:
-        UserError: Missing or existing plans file, unknown setting or value, an architecture that does not fit.
+        UserError: No such dataset, missing, damaged or existing plans file, unknown setting or value, an architecture
+            that does not fit.
     """
-    folder = Path(os.fspath(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(dataset_name_or_id)
-    plans = _load_plans(folder, plans_identifier)
+    folder = locate_dataset(dataset_name_or_id).preprocessed
+    if not re.fullmatch(r"[\w.-]+", new_identifier) or "__" in new_identifier:
+        raise UserError(
+            f"-o {new_identifier}: the identifier becomes a part of names of files and folders; give letters, digits, "
+            "points, hyphens and single underscores"
+        )
+    plans = read_plans(folder, plans_identifier)
     target = folder / f"{new_identifier}.json"
     if plans_identifier == new_identifier:
         raise UserError(
@@ -69,13 +78,8 @@ def configure_plans(
         raise UserError(f"{target} exists; choose another -o or pass --overwrite")
     ours = {**plans.get(PLANS_KEY, {}), **settings}
     if architecture_b_from:
-        ours["architecture_b"] = _architectures(plans, _load_plans(folder, architecture_b_from), configurations)
-    recipe = overridden(Recipe(), ours, str(target))
-    for name, options in (
-        (recipe.weighting_a, recipe.weighting_a_options),
-        (recipe.weighting_b, recipe.weighting_b_options),
-    ):
-        make_weighting(name, 2, recipe.weighting_mode, options)  # raises for options that it does not know
+        ours["architecture_b"] = _architectures(plans, read_plans(folder, architecture_b_from), configurations)
+    check_settings(ours, recipe, f"{target} for {trainer} (-tr names another trainer)")
     new_plans = deepcopy(plans)
     new_plans["plans_name"] = new_identifier
     new_plans[PLANS_KEY] = ours
@@ -83,11 +87,21 @@ def configure_plans(
     return target
 
 
-def _load_plans(folder: Path, identifier: str) -> dict[str, Any]:
-    path = folder / f"{identifier}.json"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; run nnUNetv2_plan_and_preprocess first or correct the identifier")
-    return json.loads(path.read_text())
+def check_settings(settings: Mapping[str, Any], recipe: Recipe, source: str) -> None:
+    """Refuse settings that are unknown, out of range, or don't fit the recipe that they override.
+
+    Raises:
+        UserError: Names ``source``, the setting and what is valid.
+    """
+    recipe = overridden(recipe, settings, source)
+    for name, options in (
+        (recipe.weighting_a, recipe.weighting_a_options),
+        (recipe.weighting_b, recipe.weighting_b_options),
+    ):
+        try:
+            make_weighting(name, 2, recipe.weighting_mode, options)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
 
 
 def _architectures(plans: dict, other: dict, configurations: Sequence[str] | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from nnunet_dhc.errors import UserError
 
 PLANS_KEY = "nnunet_dhc"
+CONFIGURE = "nnunet_dhc configure -d DATASET -p PLANS -o NEW_PLANS"
 WEIGHTINGS = ("none", "distdw", "diffdw", "crest", "simis", "cld")
 
 
@@ -180,12 +181,13 @@ class Recipe:
             if not setting.metadata["check"](value):
                 raise UserError(
                     f"setting {setting.name} = {value!r} of nnunet_dhc must be {setting.metadata['expected']}; "
-                    f"correct it, for example: nnunet_dhc configure --set {setting.name}={_default_text(setting)}"
+                    f"correct it, for example: {CONFIGURE} --set {setting.name}={_default_text(setting)}, then train "
+                    "with -p NEW_PLANS"
                 )
         if self.teacher_momentum > 0 and self.paste_side == 0:
             raise UserError(
                 "setting teacher_momentum of nnunet_dhc needs mixed patches: set paste_side too, for example: "
-                "nnunet_dhc configure --set teacher_momentum=0.99 --set paste_side=0.67"
+                f"{CONFIGURE} --set teacher_momentum=0.99 --set paste_side=0.67, then train with -p NEW_PLANS"
             )
 
     def weight_exponent_at(self, epoch: int, num_epochs: int) -> float:

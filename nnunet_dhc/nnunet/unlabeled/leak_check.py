@@ -138,7 +138,8 @@ def check_voxels(
         if not allow_leaks:
             raise UserError(
                 f"Unlabeled cases with exactly the voxels of labeled cases of the fold would leak: {pairs}. Remove "
-                "them from the unlabeled cases, or keep them knowingly: nnunet_dhc configure --set allow_leaks=true"
+                "them from the unlabeled cases, or keep them knowingly: nnunet_dhc configure -d DATASET -p PLANS -o "
+                "PLANSLeaky --set allow_leaks=true, then train with -p PLANSLeaky"
             )
         notes.append(
             f"LEAK, allowed by the setting allow_leaks: unlabeled cases have the voxels of labeled cases of the fold "
