@@ -310,7 +310,10 @@ class _Pieces:
         _, k, n = self.shape
         for first, last in self._groups():
             samples = last - first
-            readings = [(number, slice(row, row + samples), *rest) for number, row, *rest in self.readings[first]]
+            readings = [
+                (number, slice(row, row + samples), ignore, overlap)
+                for number, row, ignore, overlap in self.readings[first]
+            ]
             for start in range(0, n, self.voxels):
                 stop = min(start + self.voxels, n)
                 shape = (samples, k, stop - start)
