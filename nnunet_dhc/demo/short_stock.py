@@ -43,6 +43,10 @@ def main(argv: list[str] | None = None) -> None:
         trainer.oversample_foreground_percent = args.oversample_foreground
     continues = any(Path(trainer.output_folder).glob("checkpoint_*.pth"))
     maybe_load_checkpoint(trainer, continues, False)
+    finished = Path(trainer.output_folder, "checkpoint_final.pth").is_file()
+    if finished and trainer.current_epoch != args.epochs:
+        parser.error(f"{trainer.output_folder} holds a finished training of {trainer.current_epoch} epochs, not "
+                     f"{args.epochs}: remove it, or point nnUNet_results at another folder")
     trainer.run_training()
     trainer.perform_actual_validation(False)
 
