@@ -12,10 +12,12 @@ train N times as many epochs, or ``~LABEL`` to train as long as the row LABEL to
 row of the same trainer that ran before (equal wall-clock). The trainer ``two-stage`` is self-training with stock
 nnU-Net (scripts/self_training.py), half of its epochs for each stage; ``two-stage:trainer=nnUNetTrainerNoMirroring``
 chooses another trainer of nnU-Net for both.
-Calling the script again continues: finished runs are skipped, killed ones go on from their last checkpoint.
-``--print-commands`` prints every run as a command of its own, for a cluster's scheduler. Results:
-``<work>/results.jsonl``; the folders are those of nnU-Net, so `nnunet_dhc compare` reads them. With ``--predict``, the
-cases of ``imagesTs`` are predicted into ``<work>/predictions/<label>/seed_<n>``.
+Calling the script again continues: finished runs are skipped, killed ones go on from their last checkpoint; a run that
+was started with other options is refused. ``--print-commands`` prints every run as a command of its own, for a
+cluster's scheduler; afterwards the same call without it collects the results. Results: ``<work>/results.jsonl``; the
+folders are those of nnU-Net, so `nnunet_dhc compare` reads them (``two-stage`` and ``@all`` are fold 1, with other
+labeled cases: add ``--allow-different``). With ``--predict``, the cases of ``imagesTs`` are predicted into
+``<work>/predictions/<label>/seed_<n>``.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
+
+from filelock import FileLock
+from self_training import remove_cut_files
 
 from nnunet_dhc.demo.pipeline import training_seconds
 from nnunet_dhc.demo.small_plans import write_small_plans
@@ -134,6 +139,44 @@ class Run:
     def predictions(self) -> Path:
         return self.args.work / "predictions" / self.row.label / f"seed_{self.seed}"
 
+    @property
+    def is_finished(self) -> bool:
+        predicted = {path.name for path in self.predictions.glob("*")} if self.args.predict else set()
+        return (self.folder / "benchmark.json").is_file() and predicted.issuperset(test_cases(self.args))
+
+    @property
+    def options(self) -> dict:
+        """What decides the result of a run; the epochs of ``~LABEL`` follow from other runs."""
+        args, row = self.args, self.row
+        names = ("iterations", "val_iterations", "plans", "patch", "features", "convolutions", "device")
+        return {
+            "trainer": row.trainer,
+            "settings": row.settings,
+            "epochs": None if row.as_long_as else round(args.epochs * row.times),
+            "as_long_as": row.as_long_as,
+            "split_hash": content_hash(json.loads(args.split.read_text())[args.fold]),
+            **{name: getattr(args, name) for name in names},
+        }
+
+    def note_options(self) -> None:
+        """Keep the options beside the results.
+
+        Raises:
+            UserError: This run was started with others.
+        """
+        note = self.folder / "benchmark_options.json"
+        if note.is_file():
+            before, now = json.loads(note.read_text()), self.options
+            if changed := [f"{name}: {before.get(name)} before, {now[name]} now" for name in now
+                           if before.get(name) != now[name]]:
+                raise UserError(
+                    f"{self.folder} was started with other options ({'; '.join(changed)}): give the former ones, "
+                    "another label, or another --work"
+                )
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_json(note, self.options)
+
     def command(self, epochs: int) -> list[str]:
         """nnU-Net's own command for our trainers; stock with its counters set, since it has no option for them."""
         common = [self.args.data.name, self.args.configuration]
@@ -210,6 +253,25 @@ class Run:
             "--continue_prediction",
         ]
 
+    def shell_command(self, epochs: int) -> str:
+        """Everything of this run as one line for a shell, which also continues it."""
+        words = [word for word in self.command(epochs) if word != "--c"]
+        line = shlex.join(words)
+        if is_trainer_name(self.row.trainer):
+            checkpoints = f"{shlex.quote(str(self.folder))}/checkpoint_*.pth"
+            line += f" $(ls {checkpoints} > /dev/null 2>&1 && echo --c)"
+        settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.environment.items())
+        lines = [line, *([shlex.join(self.prediction())] if self.args.predict else [])]
+        return " && ".join(f"{settings} {line}" for line in lines)
+
+
+def test_cases(args: argparse.Namespace) -> set[str]:
+    """Names of the files that a prediction of ``imagesTs`` has, nothing without ``--predict``."""
+    if not args.predict:
+        return set()
+    ending = json.loads((args.data / "dataset.json").read_text())["file_ending"]
+    return {path.name.replace(f"_0000{ending}", ending) for path in (args.data / "imagesTs").glob(f"*_0000{ending}")}
+
 
 def epochs_of(run: Run, runs: list[Run]) -> int:
     """Epochs of a run; for ``~LABEL``, those that fit into the time which that row took.
@@ -224,7 +286,10 @@ def epochs_of(run: Run, runs: list[Run]) -> int:
     same_trainer = [
         other
         for other in done.values()
-        if other.nnunet_trainer == run.nnunet_trainer and other.row.as_long_as is None and not other.row.all_labels
+        if other.nnunet_trainer == run.nnunet_trainer
+        and other.row.trainer != TWO_STAGE  # whose log has the student's epochs alone
+        and other.row.as_long_as is None
+        and not other.row.all_labels
     ]
     if run.row.as_long_as not in done or not same_trainer:
         raise UserError(f"--rows {run.row.label}: run {run.row.as_long_as} and a row of {run.nnunet_trainer} first")
@@ -247,9 +312,7 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
     if environment.get("nnUNet_n_proc_DA") == "0":
         environment["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planner takes it for a number of threads
     os.environ.update({name: environment[name] for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")})
-    if not (preprocessed / "nnUNetPlans.json").is_file() or not any(
-        preprocessed.glob(f"*_{args.configuration}/*.b2nd")
-    ):
+    if not is_preprocessed(args, preprocessed):
         number = args.data.name.removeprefix("Dataset").split("_")[0]
         subprocess.run(
             ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", args.configuration, "-np", "2"],
@@ -258,7 +321,9 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
         )
     fold = json.loads(args.split.read_text())[args.fold]
     upper = {"train": fold["train"] + fold.get("unlabeled", []), "val": fold["val"]}
-    (preprocessed / "splits_final.json").write_text(json.dumps([fold, upper], indent=1))
+    splits = preprocessed / "splits_final.json"
+    if not splits.is_file() or json.loads(splits.read_text()) != [fold, upper]:
+        replace_json(splits, [fold, upper])  # not anew each time: `compare` asks whether it is newer than a training
     plans = json.loads((preprocessed / f"{args.plans}.json").read_text())["configurations"][args.configuration]
     for row in rows:
         written = write_small_plans(
@@ -288,9 +353,38 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
         )
 
 
+def is_preprocessed(args: argparse.Namespace, preprocessed: Path) -> bool:
+    """Whether every training case is there; nnU-Net writes the .pkl file of a case last."""
+    plans = preprocessed / f"{args.plans}.json"
+    if not plans.is_file():
+        return False
+    folder = preprocessed / json.loads(plans.read_text())["configurations"][args.configuration]["data_identifier"]
+    ending = json.loads((args.data / "dataset.json").read_text())["file_ending"]
+    cases = {path.name.removesuffix(ending) for path in (args.data / "labelsTr").glob(f"*{ending}")}
+    return cases <= {path.stem for path in folder.glob("*.pkl")}
+
+
+def check(args: argparse.Namespace, rows: list[Row]) -> None:
+    """What would fail only after hours.
+
+    Raises:
+        UserError: Names the option.
+    """
+    folds = json.loads(args.split.read_text())
+    if args.fold >= len(folds):
+        raise UserError(f"--fold {args.fold}: {args.split} has {len(folds)} folds, counted from 0")
+    needs = [row.label for row in rows if row.all_labels or row.trainer == TWO_STAGE]
+    if needs and not folds[args.fold].get("unlabeled"):
+        raise UserError(f"--rows {needs[0]}: fold {args.fold} of {args.split} has no case under the key unlabeled")
+    if args.predict and not test_cases(args):
+        raise UserError(f"--predict: {args.data / 'imagesTs'} has no image")
+    two_stage = {row.label for row in rows if row.trainer == TWO_STAGE}
+    if wrong := [row.label for row in rows if row.as_long_as in two_stage]:
+        raise UserError(f"--rows {wrong[0]}: ~ can't name a row of {TWO_STAGE}, whose time is that of several commands")
+
+
 def execute(run: Run, epochs: int, deadline: float) -> bool:
     """Train until it ends or the time is over; True when it ended."""
-    run.folder.mkdir(parents=True, exist_ok=True)
     if not run.summary.is_file():
         seconds = _call(run, run.command(epochs), deadline)
         with open(run.folder / "seconds.txt", "a") as file:
@@ -298,10 +392,12 @@ def execute(run: Run, epochs: int, deadline: float) -> bool:
     if not run.summary.is_file():
         return False
     if run.args.predict:
+        remove_cut_files(run.predictions, json.loads((run.args.data / "dataset.json").read_text())["file_ending"])
         _call(run, run.prediction(), deadline)
         if time() >= deadline:
             return False  # without a line of results, the next call goes on with the prediction
-    replace_json(run.folder / "benchmark.json", {**result(run, epochs), "command": run.command(epochs)})
+    command = [word for word in run.command(epochs) if word != "--c"]  # which it has by now, being finished
+    replace_json(run.folder / "benchmark.json", {**result(run, epochs), "command": command})
     return True
 
 
@@ -312,21 +408,34 @@ def _call(run: Run, command: list[str], deadline: float) -> float:
         process = subprocess.Popen(
             command, env={**os.environ, **run.environment}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
+        code = None
         try:
             code = process.wait(timeout=max(deadline - time(), 1))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=60)
-            code = None
+            pass
+        finally:  # also when this script is stopped
+            _end(process)
     if code not in (0, None):
         raise UserError(f"{shlex.join(command)} failed; see {run.folder / 'console.log'}")
     return time() - started
 
 
+def _end(process: subprocess.Popen) -> None:
+    """Stop a command and all that it has started."""
+    for number, seconds in ((signal.SIGTERM, 60), (signal.SIGKILL, None)):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            try:
+                process.wait(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                continue
+
+
 def result(run: Run, epochs: int) -> dict:
     """One line of ``results.jsonl``."""
     summary = json.loads(run.summary.read_text())
-    seconds = sum(map(float, (run.folder / "seconds.txt").read_text().split()))
+    timed = run.folder / "seconds.txt"  # absent where a scheduler ran the printed command
+    seconds = sum(map(float, timed.read_text().split())) if timed.is_file() else training_seconds(run.folder)
     return {
         "row": run.row.label,
         "trainer": run.row.trainer,
@@ -371,21 +480,35 @@ def main() -> int:
     args = parser.parse_args()
     args.work = args.work.absolute()
     deadline = time() + 60 * args.minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    failed = False
     try:
         rows = [Row.parse(text) for text in args.rows]
-        prepare(args, rows)
+        check(args, rows)
         runs = [Run(row, seed, args) for seed in args.seeds for row in rows]
-        for run in runs:
-            if args.print_commands:
-                settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in run.environment.items())
-                print(settings, shlex.join(run.command(epochs_of(run, runs))))
-            elif not (run.folder / "benchmark.json").is_file() and time() < deadline:
-                epochs = epochs_of(run, runs)
-                print(f"{run.row.label}, seed {run.seed}, {epochs} epochs ...", flush=True)
-                print("  done" if execute(run, epochs, deadline) else "  stopped; call again to continue", flush=True)
+        args.work.mkdir(parents=True, exist_ok=True)
+        with FileLock(args.work / "prepare.lock"):
+            for run in runs:
+                run.note_options()
+            prepare(args, rows)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    for run in runs:
+        try:
+            if args.print_commands:
+                print(run.shell_command(epochs_of(run, runs)))
+            elif not run.is_finished and time() < deadline:
+                epochs = epochs_of(run, runs)
+                print(f"{run.row.label}, seed {run.seed}, {epochs} epochs ...", flush=True)
+                print("  done" if execute(run, epochs, deadline) else "  stopped; call again to continue", flush=True)
+        except UserError as error:
+            failed = True
+            if args.print_commands:
+                print(f"# {error}, then print again")
+            print(error, file=sys.stderr)
+    if args.print_commands:
+        return 0
     finished = [
         json.loads(file.read_text()) for file in sorted(args.work.glob("results/seed_*/*/*/fold_*/benchmark.json"))
     ]
@@ -396,7 +519,7 @@ def main() -> int:
             f"mean Dice {100 * line['mean_dice']:.1f}"
         )
     print(f"{len(finished)} runs finished; {args.work / 'results.jsonl'}")
-    return 0
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ def build(args: argparse.Namespace, folder: Path, mode: str, loaders: str = "syn
     from benchmark_trainers import Shape, make_trainer, use_folder, write_preprocessed_cases
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
+    torch.backends.cudnn.benchmark = True  # as in nnUNetv2_train
     use_folder(folder)
     shape = Shape(tuple(args.patch), args.batch, args.classes, tuple(args.features), args.convolutions)
     settings = {"unlabeled_schedule": "always"}  # a step with unlabeled patches is what is timed

@@ -19,6 +19,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.reporting.image_files import read_label_map
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,6 +39,7 @@ def main() -> int:
     args = parser.parse_args()
     work = args.work.absolute()
     labels = work / "pseudo_labels"
+    unlabeled_identifiers(args)  # before the teacher is trained
     train(args, args.teacher_fold, dict(os.environ), work / "teacher")
     student_data = work / "preprocessed"
     if not (student_data / "complete").is_file():
@@ -86,6 +90,7 @@ def predict_unlabeled(args, work: Path, labels: Path) -> None:
         for channel in map(Path, channels_of(raw, dataset_json, identifier)):
             if not (images / channel.name).exists():
                 (images / channel.name).symlink_to(channel.resolve())
+    remove_cut_files(labels, dataset_json["file_ending"])
     subprocess.run(
         [
             "nnUNetv2_predict",
@@ -117,8 +122,21 @@ def predict_unlabeled(args, work: Path, labels: Path) -> None:
 
 
 def unlabeled_identifiers(args) -> list[str]:
-    splits = json.loads((Path(os.environ["nnUNet_preprocessed"]) / args.dataset / "splits_final.json").read_text())
-    return splits[args.teacher_fold]["unlabeled"]
+    file = Path(os.environ["nnUNet_preprocessed"]) / args.dataset / "splits_final.json"
+    identifiers = json.loads(file.read_text())[args.teacher_fold].get("unlabeled")
+    if not identifiers:
+        sys.exit(f"{file}: fold {args.teacher_fold} has no case under the key unlabeled; scans in imagesUn can't be "
+                 "taken here")
+    return identifiers
+
+
+def remove_cut_files(folder: Path, ending: str) -> None:
+    """What a killed prediction left half written: ``--continue_prediction`` takes every file for a whole one."""
+    for path in folder.glob(f"*{ending}"):
+        try:
+            read_label_map(path)
+        except UserError:
+            path.unlink()
 
 
 def make_student_data(args, labels: Path, student_data: Path) -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,8 @@ def other_place(first: Path, second: Path) -> str | None:
 
 def read_label_map(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     """An integer label map and its spacing in mm."""
+    if path.name.endswith(".gz"):
+        _check_whole(path)
     voxels, spacing = read_image(path)
     if not np.issubdtype(voxels.dtype, np.integer):
         rounded = np.rint(voxels)
@@ -61,6 +65,16 @@ def read_label_map(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     if voxels.size and int(voxels.min()) < 0:
         raise UserError(f"{path} holds negative labels ({int(voxels.min())}): nnU-Net's labels start at 0.")
     return voxels, spacing
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a compressed file that was cut off: ITK reads what is missing as background, without an error."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path} can't be read ({error}): it is not complete; make it again.") from None
 
 
 def _geometry(path: Path) -> tuple[tuple[float, ...], ...] | None:

@@ -68,7 +68,7 @@ def test_writes_folds_with_all_classes_labeled(dataset, capsys):
 
 def test_says_which_class_is_missing(dataset, capsys):
     groups = dataset / "groups.csv"
-    groups.write_text("identifier,group\ncase_3,p\ncase_7,p\n")
+    groups.write_text("identifier,group\ncase_3,p\ncase_7,p\ncase_1,\ncase_2,\n")  # an empty group is no group
     assert _split("--labeled", "2", "--folds", "2", "--groups", str(groups)) == 0
     folds = json.loads(_file(dataset).read_text())
     assert [{"case_3", "case_7"} <= set(fold["val"]) for fold in folds].count(True) == 1

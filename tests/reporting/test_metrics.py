@@ -169,6 +169,14 @@ def test_a_broken_file_is_named(tmp_path):
         read_label_map(path)
 
 
+def test_a_file_that_was_cut_off_is_named(tmp_path):
+    """ITK gives it without an error, the rest as background."""
+    path = write_volume(tmp_path / "cut.nii.gz", np.random.default_rng(0).integers(0, 4, (9, 9, 9), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"cut\.nii\.gz can't be read .*not complete"):
+        read_label_map(path)
+
+
 def test_values_between_labels_are_refused(tmp_path):
     path = write_volume(tmp_path / "soft.nii.gz", np.full((3, 3, 3), 0.5, dtype=np.float32))
     with pytest.raises(UserError, match="not whole numbers"):

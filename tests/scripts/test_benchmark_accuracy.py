@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import SimpleITK
 from console import environment
 from tiny_data import TinyDataset, make_scan, write_image
 
-pytestmark = pytest.mark.slow
+from nnunet_dhc.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_accuracy.py"
 SPLIT = [{"train": ["case_0", "case_1"], "val": ["case_5"], "unlabeled": ["case_2", "case_3"]}]
@@ -34,6 +36,7 @@ def run(dataset: TinyDataset, work: Path, *options: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.slow
 def test_goes_on_after_a_stop_and_ends_with_predictions(tiny_dataset, tmp_path):
     work = tmp_path / "bench"
     shutil.copytree(tiny_dataset.preprocessed, work / "preprocessed" / tiny_dataset.name)
@@ -43,11 +46,15 @@ def test_goes_on_after_a_stop_and_ends_with_predictions(tiny_dataset, tmp_path):
         for folder in (tiny_dataset.raw / "labelsTr", work / "preprocessed" / tiny_dataset.name / "gt_segmentations"):
             (folder / f"{case}.nii.gz").write_text("not a label")
 
-    stopped = run(tiny_dataset, work, "--minutes", "0.05", "--features", "4", "8", "8", "8")
+    four = "--features", "4", "8", "8", "8"
+    stopped = run(tiny_dataset, work, "--minutes", "0.05", *four)
     assert "stopped; call again to continue" in stopped.stdout
     assert "--features [4, 8, 8, 8] are used as [4, 8, 8]" in stopped.stderr
     assert not (work / "results.jsonl").read_text()
-    run(tiny_dataset, work)
+    split_file = work / "preprocessed" / tiny_dataset.name / "splits_final.json"
+    written = split_file.stat().st_mtime_ns
+    run(tiny_dataset, work, *four)
+    assert split_file.stat().st_mtime_ns == written
     (line,) = map(json.loads, (work / "results.jsonl").read_text().splitlines())
     assert (line["row"], line["steps"]) == ("two-stage", 4)
     predicted = SimpleITK.ReadImage(str(work / "predictions" / "two-stage" / "seed_0" / "test_0.nii.gz"))
@@ -59,13 +66,77 @@ def test_goes_on_after_a_stop_and_ends_with_predictions(tiny_dataset, tmp_path):
     assert (student / "preprocessed" / tiny_dataset.name / "nnUNetPlans_3d_fullres" / "case_3_seg.b2nd").is_file()
 
 
-def test_row_with_lists_and_objects_among_its_settings(monkeypatch):
+@pytest.fixture
+def module(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    from benchmark_accuracy import Row
+    import benchmark_accuracy
 
-    row = Row.parse("sides=nnUNetTrainerDHC:lambda_max=3,mirror_axes=[0,1],low_memory=on*2")
+    return benchmark_accuracy
+
+
+def made_run(module, tmp_path: Path, row: str, **changed):
+    (tmp_path / "split.json").write_text(json.dumps(SPLIT))
+    options = {"data": tmp_path / "Dataset999_Tiny", "work": tmp_path / "work", "split": tmp_path / "split.json",
+               "fold": 0, "epochs": 5, "iterations": 2, "val_iterations": 1, "configuration": "3d_fullres",
+               "plans": "nnUNetPlans", "patch": None, "features": [4, 8, 8], "convolutions": 1, "device": "cpu",
+               "predict": False}
+    return module.Run(module.Row.parse(row), 0, argparse.Namespace(**{**options, **changed}))
+
+
+def test_a_run_of_other_options_is_refused_and_kept(module, tmp_path):
+    made_run(module, tmp_path, "dhc=nnUNetTrainerDHC:lambda_max=3").note_options()
+    made_run(module, tmp_path, "dhc=nnUNetTrainerDHC:lambda_max=3").note_options()
+    with pytest.raises(UserError, match=r"fold_0 was started with other options \(epochs: 5 before, 9 now\)"):
+        made_run(module, tmp_path, "dhc=nnUNetTrainerDHC:lambda_max=3", epochs=9).note_options()
+    with pytest.raises(UserError, match="settings: "):
+        made_run(module, tmp_path, "dhc=nnUNetTrainerDHC").note_options()
+    made_run(module, tmp_path, "other=nnUNetTrainerDHC", epochs=9).note_options()
+
+
+def test_printed_commands_continue_and_rows_that_wait_are_comments(module, tiny_dataset, tmp_path, capsys, monkeypatch):
+    work = tmp_path / "bench"
+    shutil.copytree(tiny_dataset.preprocessed, work / "preprocessed" / tiny_dataset.name)
+    (tmp_path / "split.json").write_text(json.dumps(SPLIT))
+    monkeypatch.setattr(sys, "argv", [
+        "benchmark_accuracy.py", "--data", str(tiny_dataset.raw), "--split", str(tmp_path / "split.json"), "--work",
+        str(work), "--rows", "long=nnUNetTrainer~dhc", "dhc=nnUNetTrainerDHC", "stock=nnUNetTrainer", "--device", "cpu",
+        "--patch", "16", "16", "16", "--features", "4", "8", "8", "--print-commands"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("raw", "preprocessed", "results"):  # the script sets them for its children
+        monkeypatch.setenv(f"nnUNet_{name}", "")
+    assert module.main() == 0
+    comment, ours, stock = capsys.readouterr().out.splitlines()
+    assert comment.startswith("# --rows long: run dhc and a row of nnUNetTrainer first")
+    assert "nnUNetv2_train" in ours and ours.endswith("&& echo --c)")
+    assert "nnunet_dhc.demo.short_stock" in stock and "--c" not in stock
+
+
+def test_preprocessing_that_was_cut_is_not_complete(module, tiny_dataset):
+    args = argparse.Namespace(data=tiny_dataset.raw, plans=tiny_dataset.tiny_plans, configuration="3d_fullres")
+    assert module.is_preprocessed(args, tiny_dataset.preprocessed)
+    (tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres" / "case_1.pkl").unlink()
+    assert not module.is_preprocessed(args, tiny_dataset.preprocessed)
+
+
+def test_files_of_a_killed_prediction_are_removed(module, tmp_path):
+    write_image(tmp_path / "whole.nii.gz", make_scan(0)[1])
+    content = (tmp_path / "whole.nii.gz").read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(content[: len(content) // 2])
+    module.remove_cut_files(tmp_path, ".nii.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.nii.gz"]
+
+
+def test_no_command_survives_the_script(module):
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    module._end(process)
+    assert process.returncode == -signal.SIGTERM
+    module._end(process)
+
+
+def test_row_with_lists_and_objects_among_its_settings(module):
+    row = module.Row.parse("sides=nnUNetTrainerDHC:lambda_max=3,mirror_axes=[0,1],low_memory=on*2")
     assert row.settings == {"lambda_max": 3, "mirror_axes": [0, 1], "low_memory": "on"} and row.times == 2
 
     architecture = '{"3d_fullres":{"arch_kwargs":{"n_stages":2,"strides":[[1,1,1],[2,2,2]]}}}'
-    row = Row.parse(f"residual=nnUNetTrainerDHC:architecture_b={architecture},lambda_max=3")
+    row = module.Row.parse(f"residual=nnUNetTrainerDHC:architecture_b={architecture},lambda_max=3")
     assert row.settings == {"architecture_b": json.loads(architecture), "lambda_max": 3}

@@ -166,7 +166,7 @@ def _kept_fold(fold: Fold, unit_of: Mapping[str, tuple[str, ...]]) -> tuple[list
 
 
 def read_groups(path: Path, identifiers: Sequence[str]) -> dict[str, str]:
-    """Read the CSV with the columns ``identifier`` and ``group``.
+    """Read the CSV with the columns ``identifier`` and ``group``; a case with an empty group is one of its own.
 
     Raises:
         UserError: Not readable, other columns, unknown or repeated identifiers.
@@ -182,11 +182,11 @@ def read_groups(path: Path, identifiers: Sequence[str]) -> dict[str, str]:
     for row in rows:
         if row["identifier"] in groups:
             raise UserError(f"{path} names {row['identifier']} twice: keep one line")
-        groups[row["identifier"]] = row["group"]
+        groups[row["identifier"]] = (row["group"] or "").strip()
     unknown = sorted(set(groups) - set(identifiers))
     if unknown:
         raise UserError(f"{path} names cases that the dataset does not have: {name_some(unknown)}")
-    return groups
+    return {identifier: group for identifier, group in groups.items() if group}
 
 
 def _notes(result: SplitResult, classes_of: Mapping[str, frozenset[str]], names: Sequence[str]) -> list[str]:

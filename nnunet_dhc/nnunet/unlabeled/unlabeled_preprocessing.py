@@ -180,7 +180,7 @@ def list_wanted_cases(
     images_un_is_gone = True
     if raw is not None and (raw / IMAGES_UN).is_dir():
         cases = list_image_folder(raw / IMAGES_UN, dataset_json)
-        images_un_is_gone = not cases
+        images_un_is_gone = False
     from_images_un = set(cases)
     if raw is not None and from_split:
         for identifier, case in list_training_images(raw, dataset_json, sorted(from_split)).items():
