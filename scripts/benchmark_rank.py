@@ -201,6 +201,11 @@ def _retrain(args: argparse.Namespace, model: ModelFolder, fold: int, result: di
     errors: dict[str, dict] = {}
     for arm, cases in arms.items():
         root = args.o / "retrain" / arm
+        note, made_from = root / "arm.json", {"labeled": cases, "epochs": args.retrain_epochs}
+        if note.is_file() and json.loads(note.read_text()) != made_from:
+            sys.exit(f"{root} was trained with other labels or epochs ({note}): give another -o, or remove it")
+        root.mkdir(parents=True, exist_ok=True)
+        replace_json(note, made_from)
         if not (root / "errors.json").is_file():
             _prepare_arm(args, base, root / "preprocessed" / base.name, fold, cases)
             environment = {**os.environ, "nnUNet_preprocessed": str((root / "preprocessed").resolve()),
