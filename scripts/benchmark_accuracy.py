@@ -182,7 +182,6 @@ class Run:
         common = [self.args.data.name, self.args.configuration]
         plans = ["-p", self.plans, "-device", self.args.device]
         if is_trainer_name(self.row.trainer):
-            continues = any(self.folder.glob("checkpoint_*.pth"))
             return [
                 "nnUNetv2_train",
                 *common,
@@ -190,7 +189,6 @@ class Run:
                 "-tr",
                 self.row.trainer,
                 *plans,
-                *(["--c"] if continues else []),
             ]
         schedule = ["--iterations", str(self.args.iterations), "--val-iterations", str(self.args.val_iterations)]
         if self.row.trainer == TWO_STAGE:
@@ -226,6 +224,12 @@ class Run:
             *(["--oversample-foreground", str(oversample)] if oversample is not None else []),
         ]
 
+    @property
+    def resume(self) -> list[str]:
+        """What continues a training of ours; the other commands see by themselves where they were."""
+        started = is_trainer_name(self.row.trainer) and any(self.folder.glob("checkpoint_*.pth"))
+        return ["--c"] if started else []
+
     def prediction(self) -> list[str]:
         """nnU-Net's command for the cases of ``imagesTs``."""
         return [
@@ -255,8 +259,7 @@ class Run:
 
     def shell_command(self, epochs: int) -> str:
         """Everything of this run as one line for a shell, which also continues it."""
-        words = [word for word in self.command(epochs) if word != "--c"]
-        line = shlex.join(words)
+        line = shlex.join(self.command(epochs))
         if is_trainer_name(self.row.trainer):
             checkpoints = f"{shlex.quote(str(self.folder))}/checkpoint_*.pth"
             line += f" $(ls {checkpoints} > /dev/null 2>&1 && echo --c)"
@@ -265,11 +268,15 @@ class Run:
         return " && ".join(f"{settings} {line}" for line in lines)
 
 
+def file_ending(args: argparse.Namespace) -> str:
+    return json.loads((args.data / "dataset.json").read_text())["file_ending"]
+
+
 def test_cases(args: argparse.Namespace) -> set[str]:
     """Names of the files that a prediction of ``imagesTs`` has, nothing without ``--predict``."""
     if not args.predict:
         return set()
-    ending = json.loads((args.data / "dataset.json").read_text())["file_ending"]
+    ending = file_ending(args)
     return {path.name.replace(f"_0000{ending}", ending) for path in (args.data / "imagesTs").glob(f"*_0000{ending}")}
 
 
@@ -359,7 +366,7 @@ def is_preprocessed(args: argparse.Namespace, preprocessed: Path) -> bool:
     if not plans.is_file():
         return False
     folder = preprocessed / json.loads(plans.read_text())["configurations"][args.configuration]["data_identifier"]
-    ending = json.loads((args.data / "dataset.json").read_text())["file_ending"]
+    ending = file_ending(args)
     cases = {path.name.removesuffix(ending) for path in (args.data / "labelsTr").glob(f"*{ending}")}
     return cases <= {path.stem for path in folder.glob("*.pkl")}
 
@@ -386,18 +393,17 @@ def check(args: argparse.Namespace, rows: list[Row]) -> None:
 def execute(run: Run, epochs: int, deadline: float) -> bool:
     """Train until it ends or the time is over; True when it ended."""
     if not run.summary.is_file():
-        seconds = _call(run, run.command(epochs), deadline)
+        seconds = _call(run, [*run.command(epochs), *run.resume], deadline)
         with open(run.folder / "seconds.txt", "a") as file:
             file.write(f"{seconds:.1f}\n")
     if not run.summary.is_file():
         return False
     if run.args.predict:
-        remove_cut_files(run.predictions, json.loads((run.args.data / "dataset.json").read_text())["file_ending"])
+        remove_cut_files(run.predictions, file_ending(run.args))
         _call(run, run.prediction(), deadline)
         if time() >= deadline:
             return False  # without a line of results, the next call goes on with the prediction
-    command = [word for word in run.command(epochs) if word != "--c"]  # which it has by now, being finished
-    replace_json(run.folder / "benchmark.json", {**result(run, epochs), "command": command})
+    replace_json(run.folder / "benchmark.json", {**result(run, epochs), "command": run.command(epochs)})
     return True
 
 

@@ -303,12 +303,13 @@ class _Pieces:
         on_cpu = logits.device.type == "cpu"
         self.voxels = max(1, min(n, CPU_PIECE_ELEMENTS // k)) if on_cpu else n
         self.samples = max(1, (CPU_PIECE_ELEMENTS if on_cpu else PIECE_ELEMENTS) // (k * n))
-        size = max((last - first for first, last in self._groups()), default=0) * k * self.voxels
+        self.groups = list(self._groups())
+        size = max((last - first for first, last in self.groups), default=0) * k * self.voxels
         self.buffers = [torch.empty(size, dtype=self.dtype, device=logits.device) for _ in range(num_buffers)]
 
     def __iter__(self) -> Iterator[tuple[slice, slice, list[tuple[int, slice, int, bool]], list[Tensor]]]:
         _, k, n = self.shape
-        for first, last in self._groups():
+        for first, last in self.groups:
             samples = last - first
             readings = [
                 (number, slice(row, row + samples), ignore, overlap)
