@@ -179,17 +179,17 @@ class Unweighted(ClassWeighting):
         return self.weights
 
 
-def tempered(weights: Tensor, exponent: float, mean_one: bool, minimum: float = 0.0) -> Tensor:
+def tempered(weights: Tensor, exponent: float | Tensor, mean_one: bool, minimum: float = 0.0) -> Tensor:
     """Class weights that differ less, of another size.
 
-    v_i = max_j w_j * max(minimum, w_i / max_j w_j)^exponent;  mean_one: v_i / mean_j v_j
+    v_i = max_j w_j * max(minimum, w_i / max_j w_j)^exponent_i;  mean_one: v_i / mean_j v_j
 
     Args:
         weights: Shape (k,), floating, >= 0.
-        exponent: 1 leaves the weights, 0 makes them equal.
+        exponent: 1 leaves a weight, 0 makes it the largest; one for all, or one for each class, shape (k,).
         mean_one: Divide by the mean.
-        minimum: Smallest weight before the exponent, relative to the largest. With 0, a weight of 0 stays 0, and false
-            positives on a background of that weight cost a cross entropy nothing.
+        minimum: Smallest weight before the exponent, relative to the largest. With 0, a weight of 0 stays 0 (but for
+            exponent 0), and false positives on a background of that weight cost a cross entropy nothing.
 
     Returns:
         Shape (k,), the same dtype; all 0 where all weights are.
@@ -199,7 +199,7 @@ def tempered(weights: Tensor, exponent: float, mean_one: bool, minimum: float = 
     tiny = torch.finfo(weights.dtype).tiny
     if minimum > 0:
         weights = torch.maximum(weights, minimum * weights.max())
-    if exponent != 1:
+    if isinstance(exponent, Tensor) or exponent != 1:
         largest = weights.max()
         weights = largest * (weights / largest.clamp_min(tiny)) ** exponent
     return weights / weights.mean().clamp_min(tiny) if mean_one else weights

@@ -76,7 +76,8 @@ class CoTrainingObjective:
         across_ranks: Reduce statistics and loss denominators over ``torch.distributed`` ranks.
 
     Attributes:
-        weight_exponent: See `tempered`; may change from epoch to epoch.
+        weight_exponents: Of the background's weight (class 0) and of all others, see `tempered`; may change from epoch
+            to epoch.
 
     Source: DHC (Wang & Li, MICCAI 2023), Eq. 1-2 and the released training step.
     """
@@ -96,7 +97,7 @@ class CoTrainingObjective:
         self.composition = composition
         self.output_factors = tuple(float(f) for f in output_factors)
         self.across_ranks = across_ranks
-        self.weight_exponent = 1.0
+        self.weight_exponents = 1.0, 1.0
 
     @torch.no_grad()
     def pseudo_labels(self, logits_a: Tensor, logits_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,9 +140,15 @@ class CoTrainingObjective:
     @property
     def loss_weights(self) -> tuple[Tensor, Tensor]:
         """Weights of A and of B as the losses take them, (k,) float32."""
-        composition = self.composition
-        how = self.weight_exponent, composition.weight_mean_one, composition.weight_minimum
-        return tempered(self.weighting_a.weights, *how), tempered(self.weighting_b.weights, *how)
+        return self._tempered(self.weighting_a.weights), self._tempered(self.weighting_b.weights)
+
+    def _tempered(self, weights: Tensor) -> Tensor:
+        of_background, of_others = self.weight_exponents
+        exponents: float | Tensor = of_others
+        if of_background != of_others:
+            exponents = torch.full_like(weights, of_others)
+            exponents[0] = of_background
+        return tempered(weights, exponents, self.composition.weight_mean_one, self.composition.weight_minimum)
 
     def terms(
         self,

@@ -282,7 +282,7 @@ class PairTrainer(ReliableTrainer):
         if self.device.type == "cpu" and self.recipe.low_memory != "on":
             keep_freed_memory()  # not before the loaders have started their workers, which would keep theirs
         self.loss_weight, self.unlabeled_rate = self._schedule(self.current_epoch)
-        self.objective.weight_exponent = self.recipe.weight_exponent_at(self.current_epoch, self.num_epochs)
+        self.objective.weight_exponents = self.recipe.weight_exponents_at(self.current_epoch, self.num_epochs)
         self.statistics = TrainingStatistics(self.objective.labels.num_classes)
         self._shares_due = True
         self.timer.read()

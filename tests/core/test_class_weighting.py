@@ -270,6 +270,8 @@ def test_tempered_weights():
     assert torch.equal(tempered(torch.zeros(4), 0.5, True), torch.zeros(4))
     torch.testing.assert_close(tempered(weights, 0.5, False, 0.16), torch.tensor([6.4, 6.4, 8.0, 16.0]))
     assert torch.equal(tempered(torch.zeros(4), 1.0, False, 0.3), torch.zeros(4))
+    each = torch.tensor([0.0, 1.0, 0.5, 1.0])
+    torch.testing.assert_close(tempered(weights, each, False), torch.tensor([16.0, 1.0, 8.0, 16.0]))
 
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=20), st.floats(0, 1))

@@ -19,9 +19,14 @@ def test_plans_override_the_recipe_of_the_class():
 
 
 def test_exponent_of_the_weights_by_epoch():
-    assert [Recipe(weight_exponent=0.5).weight_exponent_at(epoch, 3) for epoch in range(3)] == [0.5, 0.5, 0.5]
-    assert [Recipe(weight_exponent_final=0.0).weight_exponent_at(epoch, 3) for epoch in range(3)] == [1.0, 0.5, 0.0]
-    assert Recipe(weight_exponent_final=0.0).weight_exponent_at(0, 1) == 1.0
+    def by_epoch(**settings):
+        return [Recipe(**settings).weight_exponents_at(epoch, 3) for epoch in range(3)]
+
+    assert by_epoch(weight_exponent=0.5) == [(0.5, 0.5)] * 3
+    assert by_epoch(weight_exponent_final=0.0) == [(1.0, 1.0), (0.5, 0.5), (0.0, 0.0)]
+    assert by_epoch(weight_exponent_final=0.5, background_exponent_final=0.0) == [(1.0, 1.0), (0.5, 0.75), (0.0, 0.5)]
+    assert by_epoch(background_exponent_final=0.0) == [(1.0, 1.0), (0.5, 1.0), (0.0, 1.0)]
+    assert Recipe(weight_exponent_final=0.0).weight_exponents_at(0, 1) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(

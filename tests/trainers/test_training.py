@@ -166,6 +166,14 @@ def test_class_weights_become_equal_towards_the_end(tiny_dataset):
         assert last == pytest.approx(last.max())
 
 
+def test_weight_of_the_background_becomes_the_largest(tiny_dataset):
+    lines = log_lines(train(tiny_dataset, weight_exponent_final=1.0, background_exponent_final=0.0))
+    of_b = [np.array(line["class_weights_b"]) for line in lines]
+    assert of_b[0][0] < 0.5 * of_b[0].max()
+    assert of_b[-1][0] == pytest.approx(of_b[-1].max())
+    assert np.ptp(of_b[-1]) > 0.1 * of_b[-1].max()
+
+
 # ---- alarms and non-finite losses ----
 
 

@@ -75,6 +75,11 @@ class Recipe:
         _or_null(_between(0, 1)),
         "exponent in the last epoch, approached evenly from the first one on; null = weight_exponent",
     )
+    background_exponent_final: float | None = _setting(
+        None,
+        _or_null(_between(0, 1)),
+        "the same for the background's weight alone, 0 = the largest weight; null = as the other classes",
+    )
     weight_mean_one: bool = _setting(
         False,
         _BOOLEAN,
@@ -190,11 +195,13 @@ class Recipe:
                 f"{CONFIGURE} --set teacher_momentum=0.99 --set paste_side=0.67, then train with -p NEW_PLANS"
             )
 
-    def weight_exponent_at(self, epoch: int, num_epochs: int) -> float:
-        """Exponent of the class weights in an epoch, counted from 0."""
-        first, final = self.weight_exponent, self.weight_exponent_final
-        progress = epoch / max(num_epochs - 1, 1)
-        return first if final is None else first + (final - first) * min(progress, 1.0)
+    def weight_exponents_at(self, epoch: int, num_epochs: int) -> tuple[float, float]:
+        """Exponents of the background's weight and of all others in an epoch, counted from 0."""
+        first = self.weight_exponent
+        final = first if self.weight_exponent_final is None else self.weight_exponent_final
+        background = final if self.background_exponent_final is None else self.background_exponent_final
+        progress = min(epoch / max(num_epochs - 1, 1), 1.0)
+        return first + (background - first) * progress, first + (final - first) * progress
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
