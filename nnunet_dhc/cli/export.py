@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-tr", default="nnUNetTrainerDHC", metavar="TRAINER", help="default: nnUNetTrainerDHC")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: nnUNetPlans)")
     parser.add_argument("-f", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD",
-                        help="folds, or all (default: 0 1 2 3 4)")
+                        help="fold numbers, or the one fold named all (default: 0 1 2 3 4)")
     parser.add_argument("-net", choices=["A", "B", "best"], default="best",
                         help="best: the better one by validation Dice over all folds together (default)")
     parser.add_argument("-o", required=True, metavar="FOLDER", help="folder to make; must not exist")

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=None,
         metavar="FOLD",
-        help="folds, or all; default: the unlabeled cases of every fold of the split file",
+        help="fold numbers, or the one fold named all; default: the unlabeled cases of every fold of the split file",
     )
     parser.add_argument("-np", type=int, default=None, metavar="N", help="processes (default: nnU-Net's own number)")
     parser.add_argument("--skip-bad", action="store_true", help="exclude scans that can't be used, and go on")

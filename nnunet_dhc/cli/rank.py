@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
     parser.add_argument("-tr", default="nnUNetTrainerDHC", metavar="TRAINER", help="default: nnUNetTrainerDHC")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: nnUNetPlans)")
-    parser.add_argument("-f", nargs="+", required=True, metavar="FOLD", help="trained folds, or all; averaged")
+    parser.add_argument("-f", nargs="+", required=True, metavar="FOLD",
+                        help="numbers of trained folds, averaged, or the one fold named all")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="NAME", help="default: checkpoint_final.pth")
     parser.add_argument("-i", type=Path, metavar="FOLDER",
                         help="scans to rank, as <case>_0000...; default: the dataset's own unlabeled cases")

@@ -11,7 +11,7 @@ from nnunet_dhc.reporting.protocols import Metric
 from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM
 
 MINUS = "\N{MINUS SIGN}"
-_STOCK = re.compile(r"nnUNetTrainer(NoMirroring)?(_\d+epochs?)?$")
+_STOCK = re.compile(r"nnUNetTrainer(NoMirroring)?(_\d+epochs?)?(_NoMirroring)?$")
 _PAIR_SUPERVISED = re.compile(r"nnUNetTrainerPairSupervised(_\d+epochs?)?$")
 _SEMI_SUPERVISED = re.compile(r"nnUNetTrainer(DHC|CPS|CReST|SimiS|Pair(Dist|Diff)DW)")
 # What a training on labels alone reads of a recipe; all other settings concern unlabeled patches or the run.
@@ -149,9 +149,9 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
         if equal_steps and equal_steps is not equal_time:
             add("longer training of stock nnU-Net", equal_time, equal_steps)
     else:
-        missing.append("stock nnU-Net with the same wall-clock (of nnU-Net's trainers nnUNetTrainer_<N>epochs take the "
-                       "one nearest to "
-                       f"{_epochs_for_equal_time(target, equal_steps)})")
+        no_mirroring = "_NoMirroring" if target["facts"].get("mirror_axes") == "none" else ""
+        missing.append("stock nnU-Net with the same wall-clock (of nnU-Net's trainers nnUNetTrainer_<N>epochs"
+                       f"{no_mirroring} take the one nearest to {_epochs_for_equal_time(target, equal_steps)})")
     if parts and not target["facts"].get("steps"):
         missing.append("a record of the number of steps: that the rows had equally many is taken from their names")
     return {"subject": target["name"], "parts": parts, "missing": missing,

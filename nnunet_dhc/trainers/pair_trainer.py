@@ -281,7 +281,7 @@ class PairTrainer(ReliableTrainer):
         super().on_train_epoch_start()
         if self.device.type == "cpu" and self.recipe.low_memory != "on":
             keep_freed_memory()  # not before the loaders have started their workers, which would keep theirs
-        self.loss_weight, self.unlabeled_rate = self._schedule(self.current_epoch)
+        self.loss_weight, self.unlabeled_rate = self.schedule(self.current_epoch)
         self.objective.weight_exponents = self.recipe.weight_exponents_at(self.current_epoch, self.num_epochs)
         self.statistics = TrainingStatistics(self.objective.labels.num_classes)
         self._shares_due = True
@@ -289,7 +289,7 @@ class PairTrainer(ReliableTrainer):
         self.dataloader_train.waited_s = 0.0
         self._choose_streams(0)
 
-    def _schedule(self, epoch: int) -> tuple[float, float]:
+    def schedule(self, epoch: int) -> tuple[float, float]:
         """Lambda of an epoch and the part of its steps that draw unlabeled patches."""
         recipe = self.recipe
         ramp = 1.0
@@ -350,7 +350,7 @@ class PairTrainer(ReliableTrainer):
         )
         self._stop_if_never_finite(finite, batch)
         self._choose_streams(self.statistics.steps)
-        self.files.estimate_duration(self)
+        self.files.estimate_duration(self, has_unlabeled)
         return {"loss": losses[0]}
 
     def _clip_gradients(self) -> Tensor:

@@ -131,6 +131,13 @@ def test_a_difference_in_mirroring_is_said_and_stock_without_it_preferred(tree):
     both = _build(tree, "nnUNetTrainer", "nnUNetTrainerNoMirroring", "nnUNetTrainerDHC")
     parts = {part["what"]: part["against"] for part in both["attribution"]["parts"]}
     assert parts["everything together, at equal steps"] == "nnUNetTrainerNoMirroring"
+    assert any("nnUNetTrainer_<N>epochs_NoMirroring take" in text for text in both["attribution"]["missing"])
+
+
+def test_trainers_of_nnunet_count_as_stock():
+    names = ["", "NoMirroring", "_8epochs", "_1epoch", "_2000epochs_NoMirroring", "_onlyMirror01", "PairSupervised"]
+    roles = [verdict.role(f"nnUNetTrainer{name}", 0) for name in names]
+    assert roles == ["stock"] * 5 + ["other", "pair supervised"]
 
 
 def test_equal_rows_have_no_winner(tree):

@@ -15,6 +15,7 @@ from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, p
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network import cotrained_pair
+from nnunet_dhc.nnunet.training.run_files import seconds_per_step
 
 FULL_RAMP = {"ramp_length": 0.0, "lambda_max": 1.0}
 
@@ -114,6 +115,14 @@ def test_files_of_a_run(tiny_dataset):
     log = next(folder.glob("training_log_*.txt")).read_text()
     assert "2 labeled, 5 unlabeled, 1 validation cases" in log
     assert "This run will take about" in log
+
+
+def test_duration_of_a_step_by_what_it_draws():
+    ends = [(0.0, True), (1.0, False), (2.0, False), (6.0, True)]
+    assert seconds_per_step(ends, 0.25) == (1.75, 1.0)
+    assert seconds_per_step(ends[:3], 0.25) == (1.0, 1.0)
+    assert seconds_per_step([(0.0, True), (4.0, True)], 1.0) == (4.0, 4.0)
+    assert seconds_per_step([(0.0, True)], 1.0) == (0.0, 0.0)
 
 
 def test_sub_networks_differ_from_the_first_step_on(tiny_dataset):

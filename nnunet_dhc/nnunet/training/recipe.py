@@ -160,7 +160,8 @@ class Recipe:
             )
         ),
         "axes mirrored in augmentation and prediction; null = nnU-Net's, all; auto = none if two labels differ only in "
-        "their side (left and right), otherwise nnU-Net's",
+        "their side (left, anterior, superior, upper, dorsal, cranial and their opposites, or l and r), otherwise "
+        "nnU-Net's",
     )
     num_epochs: int | None = _setting(None, _or_null(_integer(1)), "epochs; null = nnU-Net's 1000")
     num_iterations_per_epoch: int | None = _setting(None, _or_null(_integer(1)), "steps an epoch; null = nnU-Net's 250")

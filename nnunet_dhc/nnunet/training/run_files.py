@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean
 from time import time
 from typing import TYPE_CHECKING
 
@@ -35,7 +38,7 @@ class RunFiles:
 
     def __init__(self, folder: str | None) -> None:
         self.folder = folder
-        self._first_steps: list[float] | None = []
+        self._first_steps: list[tuple[float, bool]] | None = []
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -89,22 +92,22 @@ class RunFiles:
             **data.fingerprint,
         )
 
-    def estimate_duration(self, trainer: PairTrainer) -> None:
+    def estimate_duration(self, trainer: PairTrainer, has_unlabeled: bool) -> None:
         """After the first steps of a run, one line that says what it will take."""
         if self._first_steps is None:
             return
-        self._first_steps.append(time())
+        self._first_steps.append((time(), has_unlabeled))
         if len(self._first_steps) <= min(_STEPS_MEASURED, trainer.num_iterations_per_epoch - 1):
             return
-        # the first step carries compilation and the filling of caches
-        per_step = (self._first_steps[-1] - self._first_steps[0]) / max(len(self._first_steps) - 1, 1)
-        steps = (trainer.num_epochs - trainer.current_epoch) * trainer.num_iterations_per_epoch
-        validation = (trainer.num_epochs - trainer.current_epoch) * trainer.num_val_iterations_per_epoch / 6
-        hours = per_step * (steps + validation) / 3600
+        rates = [trainer.schedule(epoch)[1] for epoch in range(trainer.current_epoch, trainer.num_epochs)]
+        per_step, of_labeled = seconds_per_step(self._first_steps, sum(rates) / max(len(rates), 1))
+        of_training = per_step * trainer.num_iterations_per_epoch
+        of_validation = of_labeled / 6 * trainer.num_val_iterations_per_epoch
+        hours = len(rates) * (of_training + of_validation) / 3600
         checkpoint = self.path("checkpoint_latest.pth")
         disk = 2 * os.path.getsize(checkpoint) / 1e9 if os.path.isfile(checkpoint) else 0.0
         trainer.print_to_log_file(
-            f"This run will take about {hours:.1f} h at {per_step:.2f} s a step (final validation not counted), "
+            f"This run will take about {hours:.1f} h, on average {per_step:.2f} s a step (final validation left out), "
             f"{peak_memory_bytes(trainer.device) / 1e9:.1f} GB of memory "
             f"and {disk:.1f} GB of disk for its checkpoints. A shorter one: -tr {type(trainer).__name__}_<N>epochs"
         )
@@ -164,3 +167,24 @@ class RunFiles:
                 trainer.print_to_log_file(f"{name.replace('_', ' ')}: {line[name]}")
         for alarm in line["alarms"]:
             trainer.print_to_log_file("ALARM:", alarm)
+
+
+def seconds_per_step(ends: Sequence[tuple[float, bool]], unlabeled_rate: float) -> tuple[float, float]:
+    """Mean duration of a step in a training, and of a step without unlabeled patches, in seconds.
+
+    Args:
+        ends: When the first steps ended, in seconds, and whether they had unlabeled patches. The first step itself is
+            left out: it carries compilation and the filling of caches.
+        unlabeled_rate: Part of all steps that will have unlabeled patches, in [0, 1].
+
+    Returns:
+        Both alike where steps of one kind alone were seen; 0 for fewer than two steps.
+    """
+    durations: dict[bool, list[float]] = {False: [], True: []}
+    for (before, _), (end, has_unlabeled) in pairwise(ends):
+        durations[has_unlabeled].append(end - before)
+    seen = durations[False] + durations[True]
+    if not seen:
+        return 0.0, 0.0
+    of_labeled, of_both = (fmean(durations[kind] or seen) for kind in (False, True))
+    return (1 - unlabeled_rate) * of_labeled + unlabeled_rate * of_both, of_labeled
