@@ -80,7 +80,7 @@ def pair_trainer(dataset, device: torch.device, name: str = "nnUNetTrainerDHC", 
         plans = {**trainer.plans_manager.plans, "continue_training": False}
         trainer = type(trainer)(plans, "3d_fullres", 0, dataset.dataset_json, device)
     trainer.initialize()
-    trainer.files.estimate_duration = lambda _: None
+    trainer.files.estimate_duration = lambda *_: None
     for weighting in trainer._weightings.values():
         weighting.initialize(torch.tensor([9000, 500, 200, 30], device=trainer.device))
     trainer._start_averaging()

@@ -99,7 +99,7 @@ def start(trainer) -> None:
     trainer.build_network_architecture = lambda plans_manager, *others: build(plans_manager, *others).double()
     trainer.initialize()
     trainer.objective.output_factors = (0.7, 0.3)  # nnU-Net's differ by 1e-6 between DDP and one process
-    trainer.files.estimate_duration = lambda _: None
+    trainer.files.estimate_duration = lambda *_: None
     for weighting in trainer._weightings.values():
         weighting.initialize(torch.tensor([9000, 500, 200, 30]))
     trainer._start_averaging()
