@@ -69,11 +69,14 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--low-memory", action="store_true", help="time the low-memory mode as well")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="settings of the recipe")
     parser.add_argument("--amp", action=argparse.BooleanOptionalAction, default=True, help="on CUDA")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False)
-    parser.add_argument("--no-parts", action="store_true")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA, as nnU-Net does")
+    parser.add_argument("--no-parts", action="store_true", help="timing them splits compiled graphs")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.compile is None:
+        args.compile = args.device == "cuda"
+    return args
 
 
 def build(args: argparse.Namespace, folder: Path, mode: str, loaders: str = "synthetic") -> Any:

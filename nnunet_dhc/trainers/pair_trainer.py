@@ -375,7 +375,7 @@ class PairTrainer(ReliableTrainer):
             raise UserError(
                 f"the loss was not finite in {self._non_finite_in_a_row} steps in a row (last labeled cases: "
                 f"{', '.join(map(str, batch['keys']))}); the last good checkpoint is in {self.output_folder}. "
-                "Check these images, lower the learning rate, or train without mixed precision"
+                "Check these images, or lower the learning rate"
             )
 
     # ---- validation ----

@@ -158,6 +158,8 @@ def test_unknown_errors_stay_what_they_are(cases):
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/p/D/case.b2nd"), "run nnUNetv2_preprocess"),
         (MemoryError(), "nnUNet_n_proc_DA"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "nnUNet_n_proc_DA"),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), "low_memory=on"),
     ],
 )
 def test_errors_of_the_system_get_a_remedy(monkeypatch, error, needle):

@@ -61,7 +61,7 @@ def test_failure_in_the_backward_graph_falls_back_too(compiled):
 
     trainer = compiled(backend)
     trainer.run_training()
-    assert "torch.compile failed in the first step (RuntimeError: no compiler for this graph)" in log_of(trainer)
+    assert "The first step with torch.compile failed (RuntimeError: no compiler for this graph)" in log_of(trainer)
     assert log_lines(trainer)[0]["skipped_steps"] == 0
 
 
@@ -88,13 +88,30 @@ def test_a_later_failure_is_one_line_with_the_remedy(compiled):
         trainer.run_training()
 
 
-def test_out_of_memory_is_no_reason_to_fall_back(compiled):
+def raising(error: Exception):
     def backend(graph, inputs):
         def run(*arguments):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+            raise error
 
         return run
 
+    return backend
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB."),
+    RuntimeError("FIND was unable to find an engine to execute this computation"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+])
+def test_out_of_memory_is_no_reason_to_fall_back(compiled, error):
+    backend = raising(error)
     with pytest.raises(UserError, match="Out of GPU memory"):
         (trainer := compiled(backend)).run_training()
     assert "low memory" in log_of(trainer) and "going on without it" not in log_of(trainer)
+
+
+def test_a_dead_device_is_no_reason_to_fall_back(compiled):
+    trainer = compiled(raising(RuntimeError("CUDA error: device-side assert triggered")))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        trainer.run_training()
+    assert "going on without it" not in log_of(trainer)

@@ -118,9 +118,9 @@ def test_files_of_a_run(tiny_dataset):
 
 
 def test_duration_of_a_step_by_what_it_draws():
-    ends = [(0.0, True), (1.0, False), (2.0, False), (6.0, True)]
+    ends = [(0.0, True), (9.0, False), (10.0, False), (11.0, False), (15.0, True)]
     assert seconds_per_step(ends, 0.25) == (1.75, 1.0)
-    assert seconds_per_step(ends[:3], 0.25) == (1.0, 1.0)
+    assert seconds_per_step(ends[:4], 0.25) == (1.0, 1.0)
     assert seconds_per_step([(0.0, True), (4.0, True)], 1.0) == (4.0, 4.0)
     assert seconds_per_step([(0.0, True)], 1.0) == (0.0, 0.0)
 

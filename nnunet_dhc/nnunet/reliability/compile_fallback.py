@@ -25,9 +25,14 @@ def run_eager(trainer: ReliableTrainer, error: Exception) -> None:
     trainer.network = trainer.network._orig_mod
     trainer.loss = trainer._build_loss()  # nnU-Net has compiled a part of it, too
     trainer.print_to_log_file(
-        f"torch.compile failed in the first step ({first_line(error)}): going on without it, as with nnUNet_compile=f. "
-        "The result is the same, a step takes longer"
+        f"The first step with torch.compile failed ({first_line(error)}): going on without it, as with "
+        "nnUNet_compile=f. The result is the same, a step takes longer"
     )
+
+
+def may_be_compile_failure(error: BaseException) -> bool:
+    """Whether a step may succeed without torch.compile; after an error of CUDA itself no call does in this process."""
+    return not str(error).startswith("CUDA error")
 
 
 def is_compile_failure(error: BaseException) -> bool:

@@ -7,10 +7,9 @@ import errno
 import os
 import shutil
 
-import torch
-
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.reliability.compile_fallback import first_line, is_compile_failure
+from nnunet_dhc.nnunet.reliability.device_memory import is_out_of_memory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -29,16 +28,16 @@ def explained(error: BaseException, output_folder: str | None, preprocess: str, 
     """
     if isinstance(error, OSError):
         return _of_os_error(error, output_folder, preprocess, resume)
-    if isinstance(error, torch.OutOfMemoryError):
-        return UserError(
-            f"Out of GPU memory ({_first_sentence(error)}). Free the GPU of other programs and continue with: "
-            f"{resume}; or train anew with less memory, under new plans (-p): nnunet_dhc configure ... --set "
-            "low_memory=on, or a smaller batch_size or patch_size in them"
-        )
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return UserError(
             f"Out of memory ({_first_sentence(error)}): set nnUNet_n_proc_DA to fewer workers, or give this run more "
             f"memory, then continue with: {resume}"
+        )
+    if is_out_of_memory(error):
+        return UserError(
+            f"Out of GPU memory ({_first_sentence(error)}). Free the GPU of other programs and continue with: "
+            f"{resume}; or train anew with less memory, under new plans (-p): nnunet_dhc configure ... --set "
+            "low_memory=on, or a smaller batch_size or patch_size in them"
         )
     if is_compile_failure(error):
         return UserError(

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import fmean
+from statistics import median
 from time import time
 from typing import TYPE_CHECKING
 
@@ -170,11 +170,13 @@ class RunFiles:
 
 
 def seconds_per_step(ends: Sequence[tuple[float, bool]], unlabeled_rate: float) -> tuple[float, float]:
-    """Mean duration of a step in a training, and of a step without unlabeled patches, in seconds.
+    """Mean duration of a step in a training, and that of a step without unlabeled patches, in seconds.
+
+    Medians of both kinds of step, because the first one of each may carry compilation and the search for algorithms.
 
     Args:
         ends: When the first steps ended, in seconds, and whether they had unlabeled patches. The first step itself is
-            left out: it carries compilation and the filling of caches.
+            left out.
         unlabeled_rate: Part of all steps that will have unlabeled patches, in [0, 1].
 
     Returns:
@@ -186,5 +188,5 @@ def seconds_per_step(ends: Sequence[tuple[float, bool]], unlabeled_rate: float) 
     seen = durations[False] + durations[True]
     if not seen:
         return 0.0, 0.0
-    of_labeled, of_both = (fmean(durations[kind] or seen) for kind in (False, True))
+    of_labeled, of_both = (median(durations[kind] or seen) for kind in (False, True))
     return (1 - unlabeled_rate) * of_labeled + unlabeled_rate * of_both, of_labeled

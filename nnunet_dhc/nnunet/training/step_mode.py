@@ -10,7 +10,8 @@ from nnunetv2.utilities.helpers import empty_cache
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.reliability.compile_fallback import may_fall_back, run_eager
+from nnunet_dhc.nnunet.reliability.compile_fallback import may_be_compile_failure, may_fall_back, run_eager
+from nnunet_dhc.nnunet.reliability.device_memory import is_out_of_memory
 from nnunet_dhc.nnunet.training.low_memory_step import low_memory_step
 from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled
 from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, weighting_states, whole_step
@@ -27,7 +28,8 @@ class StepMode:
     so on down to one. "on" begins in the low-memory mode. Under DDP the mode stays what it is at the start, because the
     ranks would have to change together.
 
-    Where torch.compile fails, it does so at the first call: a first step that fails is done again without it.
+    Where torch.compile fails, it does so at the first call: a first step that fails is done again without it, whatever
+    has failed, because the backward pass of a compiled network doesn't say where an error comes from.
 
     Args:
         setting: "auto", "on" or "off".
@@ -65,7 +67,7 @@ class StepMode:
         try:
             return self._adapted_gradients(trainer, inputs)
         except Exception as error:
-            if isinstance(error, UserError) or is_out_of_memory(error):
+            if isinstance(error, UserError) or is_out_of_memory(error) or not may_be_compile_failure(error):
                 raise
             run_eager(trainer, error)
         start_anew(trainer, before)
@@ -102,8 +104,5 @@ def start_anew(trainer: PairTrainer, before: list[dict[str, Any]]) -> None:
     trainer.objective.weighting_a.load_state_dict(before[0])
     trainer.objective.weighting_b.load_state_dict(before[1])
     empty_cache(trainer.device)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that the device's memory is full; not every backend has a class for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+    if trainer.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trainer.device)  # that of the steps that fit is what a user wants to know
