@@ -188,5 +188,5 @@ def seconds_per_step(ends: Sequence[tuple[float, bool]], unlabeled_rate: float) 
     seen = durations[False] + durations[True]
     if not seen:
         return 0.0, 0.0
-    of_labeled, of_both = (median(durations[kind] or seen) for kind in (False, True))
-    return (1 - unlabeled_rate) * of_labeled + unlabeled_rate * of_both, of_labeled
+    of_labeled, with_unlabeled = (median(durations[kind] or seen) for kind in (False, True))
+    return (1 - unlabeled_rate) * of_labeled + unlabeled_rate * with_unlabeled, of_labeled
