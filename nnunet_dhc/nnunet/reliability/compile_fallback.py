@@ -30,11 +30,6 @@ def run_eager(trainer: ReliableTrainer, error: Exception) -> None:
     )
 
 
-def may_be_compile_failure(error: BaseException) -> bool:
-    """Whether a step may succeed without torch.compile; after an error of CUDA itself no call does in this process."""
-    return not str(error).startswith("CUDA error")
-
-
 def is_compile_failure(error: BaseException) -> bool:
     """Whether torch.compile or what it calls raised an error."""
     seen: BaseException | None = error

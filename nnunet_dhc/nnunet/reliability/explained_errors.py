@@ -9,7 +9,7 @@ import shutil
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.reliability.compile_fallback import first_line, is_compile_failure
-from nnunet_dhc.nnunet.reliability.device_memory import is_out_of_memory
+from nnunet_dhc.nnunet.reliability.device_errors import is_out_of_memory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)

@@ -10,8 +10,8 @@ from nnunetv2.utilities.helpers import empty_cache
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.reliability.compile_fallback import may_be_compile_failure, may_fall_back, run_eager
-from nnunet_dhc.nnunet.reliability.device_memory import is_out_of_memory
+from nnunet_dhc.nnunet.reliability.compile_fallback import may_fall_back, run_eager
+from nnunet_dhc.nnunet.reliability.device_errors import is_device_lost, is_out_of_memory
 from nnunet_dhc.nnunet.training.low_memory_step import low_memory_step
 from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled
 from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, weighting_states, whole_step
@@ -67,7 +67,7 @@ class StepMode:
         try:
             return self._adapted_gradients(trainer, inputs)
         except Exception as error:
-            if isinstance(error, UserError) or is_out_of_memory(error) or not may_be_compile_failure(error):
+            if isinstance(error, UserError) or is_out_of_memory(error) or is_device_lost(error):
                 raise
             run_eager(trainer, error)
         start_anew(trainer, before)

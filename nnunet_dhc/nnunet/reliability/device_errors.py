@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device whose memory is full, and how errors say so."""
+"""A device whose memory is full, or that is lost, and how errors say so."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ _SIGNS = ("out of memory", "unable to find an engine", "alloc_failed")
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says, or most likely means, that the device's memory is full."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an error is one of CUDA itself, after which no call succeeds in this process."""
+    return str(error).startswith("CUDA error")
