@@ -39,7 +39,7 @@ def count_voxels(label_map: Tensor, num_classes: int, ignore_label: int | None =
     else:
         counts = torch.bincount(flat, minlength=bins)
     if ignore_label is not None and ignore_label < num_classes:
-        counts[ignore_label] = 0
+        counts[ignore_label : ignore_label + 1].zero_()  # assigning the number 0 would wait for a GPU
     return counts[:num_classes]
 
 
