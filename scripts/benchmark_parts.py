@@ -27,10 +27,12 @@ class PartTimer:
         for part, module in (("forward A", pair.sub_network_a), ("forward B", pair.sub_network_b)):
             self._around(module, "forward", part)
         for name, part in (
-            ("pseudo_labels", "pseudo labels"), ("update_weights", "class weights"), ("terms", "losses"),
-            ("sums", "losses"), ("losses", "losses"), ("peer_target", "losses"),
+            ("pseudo_labels", "pseudo labels"), ("update_weights", "class weights"),
+            ("update_weights_of", "class weights"), ("terms", "losses"), ("sums", "losses"), ("losses", "losses"),
+            ("losses_of", "losses"), ("peer_target", "losses"),
         ):
             self._around(objective, name, part)
+        self._around(objective.labels, "pseudo_label", "pseudo labels")
         self._around(trainer, "_clip_gradients", "clip")
         self._around(trainer.optimizer, "step", "optimizer")
         self._around(torch.Tensor, "backward", "backward")

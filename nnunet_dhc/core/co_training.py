@@ -38,6 +38,24 @@ class LossComposition:
 
 
 @dataclass(frozen=True)
+class NetworkTerms:
+    """Losses of one network in a step; ``supervised`` and ``unsupervised`` carry a graph."""
+
+    supervised: Tensor
+    unsupervised: Tensor
+    empty_cross_entropies: Tensor
+    """Number of its cross entropies whose hit weights summed to 0."""
+
+    def total(self, loss_weight: float) -> Tensor:
+        """S + lambda * U."""
+        return self.supervised if loss_weight == 0 else self.supervised + loss_weight * self.unsupervised
+
+    def detached(self) -> NetworkTerms:
+        """The figures without their graph."""
+        return NetworkTerms(self.supervised.detach(), self.unsupervised.detach(), self.empty_cross_entropies)
+
+
+@dataclass(frozen=True)
 class CoTrainingTerms:
     """What one step computed; all scalars live on the device and only ``total`` and its parts carry a graph."""
 
@@ -47,6 +65,12 @@ class CoTrainingTerms:
     unsupervised_b: Tensor
     empty_cross_entropies: Tensor
     """Number of cross entropies of the step whose hit weights summed to 0."""
+
+    @classmethod
+    def of_both(cls, a: NetworkTerms, b: NetworkTerms) -> CoTrainingTerms:
+        """Those of A and of B together."""
+        empty = a.empty_cross_entropies + b.empty_cross_entropies
+        return cls(a.supervised, b.supervised, a.unsupervised, b.unsupervised, empty)
 
     def total(self, loss_weight: float) -> Tensor:
         """S_A + S_B + lambda * (U_A + U_B)."""
@@ -118,24 +142,37 @@ class CoTrainingObjective:
             Weights of A and of B, each (k,) float32, and the voxels per class of both networks' pseudo labels on the
             patches that are counted, shape (2, k) int64; None where none is counted.
         """
+        weights_a, counts_a = self.update_weights_of(self.weighting_a, pseudo_a, target)
+        weights_b, counts_b = self.update_weights_of(self.weighting_b, pseudo_b, target)
+        if counts_a is None or counts_b is None:
+            return weights_a, weights_b, None
+        return weights_a, weights_b, torch.stack((counts_a, counts_b))
+
+    @torch.no_grad()
+    def update_weights_of(
+        self, weighting: ClassWeighting, pseudo: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same for one network, which needs nothing of the other one.
+
+        Args:
+            weighting: ``weighting_a`` or ``weighting_b``.
+            pseudo: Pseudo labels of that network.
+            target: As in `update_weights`.
+        """
         num_labeled = target.shape[0]
         from_labeled = self.composition.counts_from_labeled
+        labeled, unlabeled = pseudo[:num_labeled], pseudo[num_labeled:]
+        if weighting.reads == "labeled_dice":
+            weighting.update(hard_dice(*(self._summed(n) for n in self.labels.overlap(labeled, target))))
+        counts = None
         # a step without unlabeled patches says nothing about their class distribution
-        countable = from_labeled or pseudo_a.shape[0] > num_labeled
-        counts = []
-        for weighting, pseudo in ((self.weighting_a, pseudo_a), (self.weighting_b, pseudo_b)):
-            labeled, unlabeled = pseudo[:num_labeled], pseudo[num_labeled:]
-            if weighting.reads == "labeled_dice":
-                weighting.update(hard_dice(*(self._summed(n) for n in self.labels.overlap(labeled, target))))
-            if not countable:
-                continue
-            counted = self._summed(self.labels.count(labeled if from_labeled else unlabeled))
-            counts.append(counted)
+        if from_labeled or len(unlabeled):
+            counts = self._summed(self.labels.count(labeled if from_labeled else unlabeled))
             if weighting.reads == "all_counts" and not from_labeled:
-                weighting.update(counted + self._summed(self.labels.count(labeled)))
+                weighting.update(counts + self._summed(self.labels.count(labeled)))
             elif weighting.reads in ("all_counts", "unlabeled_counts"):
-                weighting.update(counted)
-        return *self.loss_weights, torch.stack(counts) if countable else None
+                weighting.update(counts)
+        return self._tempered(weighting.weights), counts
 
     @property
     def loss_weights(self) -> tuple[Tensor, Tensor]:
@@ -147,8 +184,17 @@ class CoTrainingObjective:
         exponents: float | Tensor = of_others
         if of_background != of_others:
             exponents = torch.full_like(weights, of_others)
-            exponents[0] = of_background
+            exponents[:1].fill_(of_background)  # assigning the number would wait for a GPU
         return tempered(weights, exponents, self.composition.weight_mean_one, self.composition.weight_minimum)
+
+    def couples_networks(self, unsupervised: bool, has_unlabeled_targets: bool) -> bool:
+        """Whether a network learns in a step what the other one says in it, so that both must be seen first.
+
+        Args:
+            unsupervised: Whether there is an unsupervised term.
+            has_unlabeled_targets: Whether its targets on the unlabeled patches are there already.
+        """
+        return unsupervised and (self.composition.unsupervised_on_labeled or not has_unlabeled_targets)
 
     def terms(
         self,
@@ -212,7 +258,8 @@ class CoTrainingObjective:
         Args:
             outputs: Logits per output, full resolution first.
             targets: Reference of the labeled patches per output; empty where none of these patches is labeled.
-            peer_target: From `peer_target`, of the same patches; None leaves U out.
+            peer_target: From `peer_target`, of the same patches, or of the unlabeled ones where U is on these alone;
+                None leaves U out.
         """
         composition = self.composition
         num_labeled = targets[0].shape[0] if targets else 0
@@ -228,7 +275,7 @@ class CoTrainingObjective:
                 readings.append(LabelReading(self.labels, targets[i], 0, composition.supervised_dice > 0))
             if has_unsupervised and factor and i < len(self._unsupervised_factors) and first < logits.shape[0]:
                 assert peer_target is not None
-                target = self._peer_labels.downsample(peer_target[first:], logits.shape[2:])
+                target = self._peer_labels.downsample(peer_target[first - logits.shape[0] :], logits.shape[2:])
                 terms.append(unsupervised)
                 readings.append(LabelReading(self._peer_labels, target, first, composition.unsupervised_dice > 0))
             for term, sums in zip(terms, self.labels.loss_sums_of(logits, readings), strict=True):
@@ -237,20 +284,26 @@ class CoTrainingObjective:
 
     def losses(self, sums_a: TermSums, sums_b: TermSums, weights_a: Tensor, weights_b: Tensor) -> CoTrainingTerms:
         """Losses of both networks from the sums of all patches of the step."""
+        return CoTrainingTerms.of_both(self.losses_of(sums_a, weights_a), self.losses_of(sums_b, weights_b))
+
+    def losses_of(self, sums: TermSums, class_weights: Tensor) -> NetworkTerms:
+        """Losses of one network from the sums of all patches of the step."""
         composition = self.composition
-        supervised_factors = (composition.supervised_ce, composition.supervised_dice)
-        unsupervised_factors = (composition.unsupervised_ce, composition.unsupervised_dice)
-        losses, empty = [], weights_a.new_zeros(())
-        for labels, term, output_factors, factors in (
-            (self.labels, "supervised", self.output_factors, supervised_factors),
-            (self._peer_labels, "unsupervised", self._unsupervised_factors, unsupervised_factors),
-        ):
-            for sums, class_weights in ((sums_a, weights_a), (sums_b, weights_b)):
-                loss, num_empty = self._loss(labels, getattr(sums, term), output_factors, factors, class_weights)
-                losses.append(loss)
-                empty = empty + num_empty
-        supervised_a, supervised_b, unsupervised_a, unsupervised_b = losses
-        return CoTrainingTerms(supervised_a, supervised_b, unsupervised_a, unsupervised_b, empty)
+        supervised, empty = self._loss(
+            self.labels,
+            sums.supervised,
+            self.output_factors,
+            (composition.supervised_ce, composition.supervised_dice),
+            class_weights,
+        )
+        unsupervised, also_empty = self._loss(
+            self._peer_labels,
+            sums.unsupervised,
+            self._unsupervised_factors,
+            (composition.unsupervised_ce, composition.unsupervised_dice),
+            class_weights,
+        )
+        return NetworkTerms(supervised, unsupervised, empty + also_empty)
 
     def _loss(
         self,

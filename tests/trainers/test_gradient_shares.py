@@ -6,19 +6,26 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunet_dhc.core.co_training import CoTrainingTerms
-from nnunet_dhc.nnunet.training.gradient_shares import gradient_shares
+from nnunet_dhc.nnunet.training.gradient_shares import ShareMeasurement
 
 SHAPE = (2, 3, 4, 4, 4)  # the first patch is labeled
 
 
+def measured(networks, loss_scale: float = 1.0) -> tuple[float, float]:
+    """Of networks with their (supervised, unsupervised) terms and logits, with lambda = 0.5."""
+    shares = ShareMeasurement()
+    for supervised, unsupervised, logits in networks:
+        shares.add_network(supervised, unsupervised, 0.5, logits, 1, loss_scale)
+    return shares.read()
+
+
 def shares_of(dtype: torch.dtype, slope: float, loss_scale: float) -> tuple[float, float]:
     """Terms that are linear in the logits: the supervised one on the labeled patch, the other on both."""
-    logits = [torch.zeros(SHAPE, dtype=dtype, requires_grad=True) for _ in range(2)]
-    supervised = [slope * of_network[:1].float().sum() for of_network in logits]
-    unsupervised = [slope * of_network.float().sum() for of_network in logits]
-    terms = CoTrainingTerms(*supervised, *unsupervised, torch.zeros(()))
-    return gradient_shares(terms, 0.5, *logits, num_labeled=1, loss_scale=loss_scale)
+    networks = []
+    for _ in range(2):
+        logits = torch.zeros(SHAPE, dtype=dtype, requires_grad=True)
+        networks.append((slope * logits[:1].float().sum(), slope * logits.float().sum(), logits))
+    return measured(networks, loss_scale)
 
 
 @pytest.mark.parametrize(("dtype", "slope", "loss_scale"), [
@@ -34,10 +41,10 @@ def test_shares_by_hand(dtype, slope, loss_scale):
 
 
 def test_a_term_that_settings_empty_has_no_share():
-    logits = [torch.zeros(SHAPE, requires_grad=True) for _ in range(2)]
-    term, nothing = [of_network.sum() for of_network in logits], torch.zeros(())
-    assert gradient_shares(CoTrainingTerms(*term, nothing, nothing, nothing), 0.5, *logits, num_labeled=1) == (0, 0)
-    assert gradient_shares(CoTrainingTerms(nothing, nothing, *term, nothing), 0.5, *logits, num_labeled=1)[0] == 1
+    logits = torch.zeros(SHAPE, requires_grad=True)
+    term, nothing = logits.sum(), torch.zeros(())
+    assert measured([(term, nothing, logits)]) == (0, 0)
+    assert measured([(nothing, term, logits)])[0] == 1
 
 
 def test_nothing_is_left_without_the_scale():

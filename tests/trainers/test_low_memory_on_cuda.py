@@ -45,10 +45,10 @@ def test_trains_within_little_more_than_a_stock_step_and_says_so(tiny_dataset) -
     stock = stock_trainer(tiny_dataset, CUDA)
     of_stock = reserved_by_two_steps(stock)
     del stock
-    normal = pair_trainer(tiny_dataset, CUDA, low_memory="off")
+    normal = pair_trainer(tiny_dataset, CUDA, low_memory="off", unsupervised_on="all")  # both networks in memory
     assert reserved_by_two_steps(normal) > 1.5 * of_stock  # or the cap would prove nothing
     del normal
-    trainer = pair_trainer(tiny_dataset, CUDA)
+    trainer = pair_trainer(tiny_dataset, CUDA, unsupervised_on="all")
     printed: list[str] = []
     trainer.print_to_log_file = lambda *texts, **_: printed.append(" ".join(map(str, texts)))
     with memory_capped_at(1.15 * of_stock):

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the images of a step to the gradients of both sub-networks: all patches and both networks at once."""
+"""From the images of a step to the gradients of both sub-networks: all patches at once.
+
+Where neither sub-network needs what the other one says in this step, A is trained before B looks at the patches: so the
+activations of one are in memory at a time, about half of what both need, and nothing is computed twice. That holds for
+steps without unlabeled patches and for mixed patches, whose pseudo labels are made before the step.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +17,10 @@ from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor, autocast
 
 from nnunet_dhc.core.across_ranks import sum_across_ranks
-from nnunet_dhc.core.co_training import CoTrainingTerms
-from nnunet_dhc.nnunet.training.gradient_shares import gradient_shares
+from nnunet_dhc.core.class_weighting import ClassWeighting
+from nnunet_dhc.core.co_training import CoTrainingTerms, NetworkTerms
+from nnunet_dhc.nnunet.network.cotrained_pair import Output
+from nnunet_dhc.nnunet.training.gradient_shares import ShareMeasurement
 
 if TYPE_CHECKING:
     from nnunet_dhc.trainers.pair_trainer import PairTrainer
@@ -71,45 +78,99 @@ def whole_step(trainer: PairTrainer, inputs: StepInputs, in_halves: bool = False
         in_halves: Run the networks on the labeled and on the unlabeled patches separately: a CPU gains nothing from a
             larger batch, and its caches hold more of half of it.
     """
+    coupled = trainer.objective.couples_networks(inputs.unsupervised, inputs.unlabeled_targets is not None)
+    before = weighting_states(trainer)
+    shares = ShareMeasurement() if inputs.measures_shares else None
+    # DistributedDataParallel wants one forward pass before each backward pass
+    step = _both_at_once if coupled or trainer.is_ddp else _one_after_the_other
+    terms, counts = step(trainer, inputs, in_halves, shares)
+    total = terms.total(inputs.loss_weight).detach()
+    non_finite = keep_weightings_unless_finite(trainer, before, total)
+    return StepOutcome(total, terms, counts, non_finite, None if shares is None else shares.read())
+
+
+def _both_at_once(
+    trainer: PairTrainer, inputs: StepInputs, in_halves: bool, shares: ShareMeasurement | None
+) -> tuple[CoTrainingTerms, Tensor | None]:
     objective = trainer.objective
     with mixed_precision(trainer.device):
-        outputs_a, outputs_b = outputs_of_both(trainer, inputs, in_halves)
-        before = weighting_states(trainer)
-        pseudo_a, pseudo_b = objective.pseudo_labels(outputs_a[0], outputs_b[0])
-        weights_a, weights_b, counts = objective.update_weights(pseudo_a, pseudo_b, inputs.targets[0])
+        outputs = outputs_of(trainer, inputs, in_halves, "both")
+        pseudo = objective.pseudo_labels(*(of_network[0] for of_network in outputs))
+        *weights, counts = objective.update_weights(*pseudo, inputs.targets[0])
         terms = objective.terms(
-            outputs_a,
-            outputs_b,
-            inputs.targets,
-            pseudo_a,
-            pseudo_b,
-            weights_a,
-            weights_b,
-            inputs.unsupervised,
-            inputs.unlabeled_targets,
+            *outputs, inputs.targets, *pseudo, *weights, inputs.unsupervised, inputs.unlabeled_targets
         )
         total = terms.total(inputs.loss_weight)
-    non_finite = keep_weightings_unless_finite(trainer, before, total)
-    shares = None
-    if inputs.measures_shares:
-        shares = gradient_shares(
-            terms,
-            inputs.loss_weight,
-            outputs_a[0],
-            outputs_b[0],
-            inputs.num_labeled,
-            scaled(trainer, torch.ones_like(total)),
-        )
+    if shares is not None:
+        _measure(shares, trainer, inputs, terms.supervised_a, terms.unsupervised_a, outputs[0][0])
+        _measure(shares, trainer, inputs, terms.supervised_b, terms.unsupervised_b, outputs[1][0])
     trainer.timer.mark("forward")
     scaled(trainer, total).backward()
-    return StepOutcome(total, terms, counts, non_finite, shares)
+    return terms, counts
 
 
-def outputs_of_both(trainer: PairTrainer, inputs: StepInputs, in_halves: bool) -> list[list[Tensor]]:
-    """Logits of A and of B on all patches, by resolution."""
+def _one_after_the_other(
+    trainer: PairTrainer, inputs: StepInputs, in_halves: bool, shares: ShareMeasurement | None
+) -> tuple[CoTrainingTerms, Tensor | None]:
+    results = [
+        _one_network(trainer, inputs, in_halves, shares, network, weighting, target)
+        for network, weighting, target in zip(
+            "ab",
+            (trainer.objective.weighting_a, trainer.objective.weighting_b),
+            inputs.unlabeled_targets if inputs.unsupervised else (None, None),
+            strict=True,
+        )
+    ]
+    terms, counts = zip(*results, strict=True)
+    return CoTrainingTerms.of_both(*terms), None if counts[0] is None else torch.stack(counts)
+
+
+def _one_network(
+    trainer: PairTrainer,
+    inputs: StepInputs,
+    in_halves: bool,
+    shares: ShareMeasurement | None,
+    network: str,
+    weighting: ClassWeighting,
+    unlabeled_target: Tensor | None,
+) -> tuple[NetworkTerms, Tensor | None]:
+    """Forward and backward pass of one sub-network; its activations are gone afterwards."""
+    objective = trainer.objective
+    with mixed_precision(trainer.device):
+        (outputs,) = outputs_of(trainer, inputs, in_halves, network)
+        pseudo = objective.labels.pseudo_label(outputs[0].detach())
+        weights, counts = objective.update_weights_of(weighting, pseudo, inputs.targets[0])
+        terms = objective.losses_of(objective.sums(outputs, inputs.targets, unlabeled_target), weights)
+        total = terms.total(inputs.loss_weight)
+    if shares is not None:
+        _measure(shares, trainer, inputs, terms.supervised, terms.unsupervised, outputs[0])
+    trainer.timer.mark("forward")
+    scaled(trainer, total).backward()
+    trainer.timer.mark("backward")
+    return terms.detached(), counts
+
+
+def _measure(
+    shares: ShareMeasurement,
+    trainer: PairTrainer,
+    inputs: StepInputs,
+    supervised: Tensor,
+    unsupervised: Tensor,
+    logits: Tensor,
+) -> None:
+    scale = scaled(trainer, torch.ones_like(supervised))
+    shares.add_network(supervised, unsupervised, inputs.loss_weight, logits, inputs.num_labeled, scale)
+
+
+def outputs_of(trainer: PairTrainer, inputs: StepInputs, in_halves: bool, network: Output) -> list[list[Tensor]]:
+    """Logits on all patches by resolution, of each sub-network that is asked for."""
     halves = inputs.images.tensor_split([inputs.num_labeled]) if in_halves else (inputs.images,)
-    with trainer.pair.giving("both"):
-        by_half = [[as_list(outputs) for outputs in trainer.network(half)] for half in halves if len(half)]
+    by_half = []
+    with trainer.pair.giving(network):
+        for half in halves:
+            if len(half):
+                outputs = trainer.network(half)
+                by_half.append([as_list(of_network) for of_network in (outputs if network == "both" else (outputs,))])
     if len(by_half) == 1:
         return by_half[0]
     return [[torch.cat(parts) for parts in zip(*of_network, strict=True)] for of_network in zip(*by_half, strict=True)]
