@@ -11,8 +11,9 @@ class nnUNetTrainerDHC(PairTrainer):
     The unsupervised term is that of mixed patches: an unlabeled patch exchanges a box with a labeled one (Bai et al.,
     CVPR 2023), and each sub-network learns the mixture from the reference within the box and from the other's pseudo
     label of the whole unlabeled patch around it. Such patches come as often as lambda says. The class weights, which
-    find the rare structures early, differ less and less: their exponent falls from 1 to 0.5. Dice is pooled over the
-    batch, so that a structure painted in a patch without it costs Dice too, if another patch has it.
+    find the rare structures early, differ less and less: their exponent falls from 1 to 0.5, or to 0 where no structure
+    is rare among the labels. Dice is pooled over the batch, so that a structure painted in a patch without it costs
+    Dice too, if another patch has it.
 
     Deviations from the released code, with reasons and measurements: docs/explanation/recipes.md.
     """
@@ -26,5 +27,5 @@ class nnUNetTrainerDHC(PairTrainer):
         dice_pooled_over_batch=True,
         oversample_foreground=0.33,
         weight_minimum=0.02,
-        weight_exponent_final=0.5,
+        weight_exponent_final="auto",
     )

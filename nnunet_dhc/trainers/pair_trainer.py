@@ -189,6 +189,7 @@ class PairTrainer(ReliableTrainer):
         with torchrun.rank_zero_first(self):
             self._ensure_split()
             self.data = prepare_training_data(self, self._fold_cases(), self.uses_unlabeled)
+        self.recipe = self.recipe.for_labels(self.data.labeled_counts)
         super().on_train_start()
         self._start_weightings()
         self._start_averaging()

@@ -29,6 +29,17 @@ def test_exponent_of_the_weights_by_epoch():
     assert Recipe(weight_exponent_final=0.0).weight_exponents_at(0, 1) == (1.0, 1.0)
 
 
+def test_final_exponent_follows_the_labels_where_it_is_auto():
+    def final(counts, setting="auto"):
+        return Recipe(weight_exponent_final=setting).for_labels(counts).weight_exponent_final
+
+    assert final([9_000_000, 424, 1]) == 0.5
+    assert final([242_517, 7_098, 6_599]) == 0  # however frequent the background is
+    assert final([900, 10, 1]) == 0 and final([900, 11, 1]) == 0.5
+    assert final([900, 11, 0]) == final([900, 11]) == final([900, 0]) == 0  # a class without labels is not rare
+    assert final([900, 424, 1], None) is None and final([900, 424, 1], 0.25) == 0.25
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -41,6 +52,7 @@ def test_exponent_of_the_weights_by_epoch():
         {"unsupervised_deep_supervision": 1},
         {"weighting_a_options": [1]},
         {"mirror_axes": [3]},
+        {"weight_exponent_final": "automatic"},
         {"confidence_threshold": 1.5},
         {"teacher_momentum": 1},
         {"lambda_max": float("nan")},

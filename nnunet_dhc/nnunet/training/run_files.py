@@ -54,9 +54,11 @@ class RunFiles:
         recipe = trainer.recipe
         used = f"{counts['unlabeled']} unlabeled" if trainer.uses_unlabeled else "no unlabeled"
         schedule = f"lambda up to {recipe.lambda_max:g}; " if trainer.uses_unlabeled else ""
+        first, final = recipe.weight_exponent, recipe.weight_exponent_final
+        exponent = "" if final in (None, first) else f", exponent {first:g} to {final:g}"
         trainer.print_to_log_file(
             f"{type(trainer).__name__}: {counts['labeled']} labeled, {used}, {counts['validation']} validation cases; "
-            f"A weighted by {recipe.weighting_a}, B by {recipe.weighting_b} ({recipe.weighting_mode}); "
+            f"A weighted by {recipe.weighting_a}, B by {recipe.weighting_b} ({recipe.weighting_mode}{exponent}); "
             f"{schedule}{trainer.num_epochs} epochs of {trainer.num_iterations_per_epoch} steps on "
             f"{device_name(trainer.device)}"
         )
