@@ -189,7 +189,6 @@ class PairTrainer(ReliableTrainer):
         with torchrun.rank_zero_first(self):
             self._ensure_split()
             self.data = prepare_training_data(self, self._fold_cases(), self.uses_unlabeled)
-        self.recipe = self.recipe.for_labels(self.data.labeled_counts)
         super().on_train_start()
         self._start_weightings()
         self._start_averaging()
@@ -213,6 +212,7 @@ class PairTrainer(ReliableTrainer):
                 self.print_to_log_file(f"{name} of an earlier training in this folder is now {name}.before")
 
     def _start_weightings(self) -> None:
+        self.recipe = self.recipe.for_labels(self.data.labeled_counts)
         counts = torch.from_numpy(np.asarray(self.data.labeled_counts)).to(self.device)
         state = self._checkpoint_state
         if state is not None:

@@ -64,6 +64,13 @@ def test_bad_value_names_setting_and_range(setting):
     assert "somewhere.json" in str(error.value) and "must be" in str(error.value)
 
 
+def test_without_a_supervised_term_every_step_needs_unlabeled_patches():
+    nothing = {"supervised_ce": 0.0, "supervised_dice": 0}
+    with pytest.raises(UserError, match=r"somewhere.json: settings supervised_ce .* unlabeled_schedule=always"):
+        overridden(Recipe(unlabeled_schedule="ramp"), nothing, "somewhere.json")
+    assert overridden(Recipe(), nothing, "somewhere.json").supervised_ce == 0
+
+
 def test_averaged_weights_need_mixed_patches():
     with pytest.raises(UserError, match=r"somewhere.json: setting teacher_momentum .* set paste_side too"):
         overridden(Recipe(), {"teacher_momentum": 0.9}, "somewhere.json")

@@ -32,7 +32,7 @@ SETTINGS = {
     "on all patches": {"unsupervised_on": "all"},
     "lambda 0": {"lambda_max": 0.0},
     "no unsupervised term": {"unsupervised_ce": 0.0, "unsupervised_dice": 0.0},
-    "no supervised term": {"supervised_ce": 0.0, "supervised_dice": 0.0},
+    "no supervised term": {"supervised_ce": 0.0, "supervised_dice": 0.0, "unlabeled_schedule": "always"},
     "all counts": {"weighting_a": "simis", "weighting_b": "crest", "counts_from": "labeled"},
 }
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "small": 3}

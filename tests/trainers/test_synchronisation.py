@@ -81,8 +81,10 @@ def pair_trainer(dataset, device: torch.device, name: str = "nnUNetTrainerDHC", 
         trainer = type(trainer)(plans, "3d_fullres", 0, dataset.dataset_json, device)
     trainer.initialize()
     trainer.files.estimate_duration = lambda *_: None
+    counts = [9000, 500, 200, 30]
+    trainer.recipe = trainer.recipe.for_labels(counts)
     for weighting in trainer._weightings.values():
-        weighting.initialize(torch.tensor([9000, 500, 200, 30], device=trainer.device))
+        weighting.initialize(torch.tensor(counts, device=trainer.device))
     trainer._start_averaging()
     trainer.dataloader_train = NoLoader()
     trainer.on_train_epoch_start()

@@ -100,8 +100,10 @@ def start(trainer) -> None:
     trainer.initialize()
     trainer.objective.output_factors = (0.7, 0.3)  # nnU-Net's differ by 1e-6 between DDP and one process
     trainer.files.estimate_duration = lambda *_: None
+    counts = [9000, 500, 200, 30]
+    trainer.recipe = trainer.recipe.for_labels(counts)
     for weighting in trainer._weightings.values():
-        weighting.initialize(torch.tensor([9000, 500, 200, 30]))
+        weighting.initialize(torch.tensor(counts))
     trainer._start_averaging()
     trainer.dataloader_train = NoLoader()
     trainer.on_train_epoch_start()

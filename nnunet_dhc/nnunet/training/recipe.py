@@ -207,6 +207,13 @@ class Recipe:
                 f"{CONFIGURE} --set teacher_momentum=0.99 --set paste_side=0.67, then train with -p NEW_PLANS"
             )
 
+        if self.supervised_ce == self.supervised_dice == 0 and self.unlabeled_schedule == "ramp":
+            raise UserError(
+                "settings supervised_ce and supervised_dice of nnunet_dhc are both 0: a step without unlabeled patches "
+                f"would have no loss; draw them in every step, for example: {CONFIGURE} --set supervised_ce=0 --set "
+                "supervised_dice=0 --set unlabeled_schedule=always, then train with -p NEW_PLANS"
+            )
+
     def for_labels(self, labeled_counts: Sequence[int]) -> Recipe:
         """The recipe with numbers where it says "auto" for what the labels decide.
 
