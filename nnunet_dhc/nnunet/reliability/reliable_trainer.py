@@ -25,6 +25,7 @@ from nnunet_dhc.nnunet.reliability.loading_failure import (
     explain_loading_failure,
     killed_while_validating,
 )
+from nnunet_dhc.nnunet.reliability.orphaned_workers import end_workers_with_this_process
 from nnunet_dhc.nnunet.reliability.output_folder import claimed, remove_unfinished
 from nnunet_dhc.nnunet.reliability.resume_command import has_checkpoint, resume_command
 from nnunet_dhc.nnunet.splits.fold_cases import name_some
@@ -76,6 +77,7 @@ class ReliableTrainer(nnUNetTrainer):
             )
 
     def run_training(self):
+        end_workers_with_this_process()
         with self._ending_well("training"), claimed(self.output_folder, self.local_rank):
             remove_unfinished(self.output_folder, self.local_rank)
             super().run_training()
