@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data workers that end with the training, also when it is killed.
 
-The kernel's out-of-memory killer takes the process with the networks. Its forked workers would wait for it forever, each
-with the memory of the data that it holds.
+The kernel's out-of-memory killer takes the process with the networks. Its forked workers would wait for it forever,
+each with the memory of the data that it holds.
 """
 
 from __future__ import annotations
