@@ -39,7 +39,7 @@ class LossComposition:
 
 @dataclass(frozen=True)
 class NetworkTerms:
-    """Losses of one network in a step; ``supervised`` and ``unsupervised`` carry a graph."""
+    """Losses of one network in a step; ``supervised`` and ``unsupervised`` carry a graph until `detached`."""
 
     supervised: Tensor
     unsupervised: Tensor
@@ -57,7 +57,7 @@ class NetworkTerms:
 
 @dataclass(frozen=True)
 class CoTrainingTerms:
-    """What one step computed; all scalars live on the device and only ``total`` and its parts carry a graph."""
+    """What one step computed; all scalars live on the device, and only ``total`` and its parts may carry a graph."""
 
     supervised_a: Tensor
     supervised_b: Tensor
@@ -187,14 +187,13 @@ class CoTrainingObjective:
             exponents[:1].fill_(of_background)  # assigning the number would wait for a GPU
         return tempered(weights, exponents, self.composition.weight_mean_one, self.composition.weight_minimum)
 
-    def couples_networks(self, unsupervised: bool, has_unlabeled_targets: bool) -> bool:
+    @property
+    def couples_networks(self) -> bool:
         """Whether a network learns in a step what the other one says in it, so that both must be seen first.
 
-        Args:
-            unsupervised: Whether there is an unsupervised term.
-            has_unlabeled_targets: Whether its targets on the unlabeled patches are there already.
+        Pseudo labels of mixed patches are made before the step.
         """
-        return unsupervised and (self.composition.unsupervised_on_labeled or not has_unlabeled_targets)
+        return self.composition.unsupervised_on_labeled or not self.composition.pastes_reference
 
     def terms(
         self,

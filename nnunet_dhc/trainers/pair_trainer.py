@@ -66,6 +66,11 @@ class PairTrainer(ReliableTrainer):
         self._continues = bool(plans.get("continue_training"))  # nnU-Net's __init__ takes it out of the plans
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.recipe = recipe_from_plans(type(self).recipe, self.plans_manager.plans)
+        if not (self.uses_unlabeled or self.recipe.has_supervised_term):
+            raise UserError(
+                "settings supervised_ce and supervised_dice of nnunet_dhc are both 0, and "
+                f"{type(self).__name__} trains on labels alone: set one of them above 0, or use nnUNetTrainerDHC"
+            )
         self.num_epochs = self.recipe.num_epochs or self.num_epochs
         self.num_iterations_per_epoch = self.recipe.num_iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = (
@@ -212,9 +217,9 @@ class PairTrainer(ReliableTrainer):
                 self.print_to_log_file(f"{name} of an earlier training in this folder is now {name}.before")
 
     def _start_weightings(self) -> None:
-        self.recipe = self.recipe.for_labels(self.data.labeled_counts)
-        counts = torch.from_numpy(np.asarray(self.data.labeled_counts)).to(self.device)
         state = self._checkpoint_state
+        self.recipe = self.recipe.for_labels(self.data.labeled_counts, None if state is None else state["recipe"])
+        counts = torch.from_numpy(np.asarray(self.data.labeled_counts)).to(self.device)
         if state is not None:
             self._load_states(state)
             self._report_changes(state)

@@ -58,8 +58,13 @@ def fake() -> Iterator[None]:
 
 
 def step(objective: CoTrainingObjective, outputs: list[list[Tensor]], targets: list[Tensor]) -> CoTrainingTerms:
-    """All that `whole_step` asks of the core."""
+    """All that `whole_step` asks of the core: both networks at once, and one after the other."""
     before = [weighting.snapshot() for weighting in (objective.weighting_a, objective.weighting_b)]
+    unlabeled_target = objective.labels.pseudo_label(outputs[0][0][2:])
+    weights, _ = objective.update_weights_of(
+        objective.weighting_a, objective.labels.pseudo_label(outputs[0][0]), targets[0]
+    )
+    objective.losses_of(objective.sums(outputs[0], targets, unlabeled_target), weights).total(0.3)
     pseudo = objective.pseudo_labels(outputs[0][0], outputs[1][0])
     weights_a, weights_b, _ = objective.update_weights(*pseudo, targets[0])
     terms = objective.terms(*outputs, targets, *pseudo, weights_a, weights_b)
@@ -72,6 +77,7 @@ def step(objective: CoTrainingObjective, outputs: list[list[Tensor]], targets: l
 LABELS = {
     "classes": ClassLabels(K),
     "ignored classes": ClassLabels(K, ignore_label=K),
+    "an ignored class among them": ClassLabels(K, ignore_label=K - 1),
     "regions": RegionLabels(K - 1),
     "ignored regions": RegionLabels(K - 1, has_ignore_channel=True),
 }
@@ -105,6 +111,7 @@ def check(objective: CoTrainingObjective, labels: LabelSpace) -> None:
         weighting.initialize(torch.ones(K, device="cuda"))
         weighting.to("cuda")
     step(objective, outputs, targets)  # caches what does not change from step to step
+    objective.weight_exponents = 0.5, 1.0  # the background's and that of the others
     with Crossings() as crossings:
         terms = step(objective, outputs, targets)
     assert crossings.found == []

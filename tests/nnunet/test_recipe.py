@@ -40,6 +40,16 @@ def test_final_exponent_follows_the_labels_where_it_is_auto():
     assert final([900, 424, 1], None) is None and final([900, 424, 1], 0.25) == 0.25
 
 
+def test_a_run_that_goes_on_keeps_the_exponent_that_it_began_with():
+    auto, equal_counts = Recipe(weight_exponent_final="auto"), [900, 11, 10]
+    for before in (0.5, None):
+        assert auto.for_labels(equal_counts, {"weight_exponent_final": before}).weight_exponent_final == before
+    assert auto.for_labels(equal_counts, {}).weight_exponent_final == 0  # a checkpoint older than the setting
+    assert Recipe(weight_exponent_final=0.2).for_labels(equal_counts, {"weight_exponent_final": 0.5}) == Recipe(
+        weight_exponent_final=0.2
+    )
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -64,11 +74,16 @@ def test_bad_value_names_setting_and_range(setting):
     assert "somewhere.json" in str(error.value) and "must be" in str(error.value)
 
 
-def test_without_a_supervised_term_every_step_needs_unlabeled_patches():
+@pytest.mark.parametrize("also", [
+    {"unlabeled_schedule": "ramp"}, {"lambda_max": 0}, {"unsupervised_ce": 0, "unsupervised_dice": 0},
+])
+def test_some_loss_must_be_left_in_every_step(also):
     nothing = {"supervised_ce": 0.0, "supervised_dice": 0}
-    with pytest.raises(UserError, match=r"somewhere.json: settings supervised_ce .* unlabeled_schedule=always"):
-        overridden(Recipe(unlabeled_schedule="ramp"), nothing, "somewhere.json")
-    assert overridden(Recipe(), nothing, "somewhere.json").supervised_ce == 0
+    with pytest.raises(UserError, match=r"somewhere.json: settings supervised_ce and supervised_dice .* both 0"):
+        overridden(Recipe(), {**nothing, **also}, "somewhere.json")
+    assert overridden(Recipe(), also, "somewhere.json").has_supervised_term
+    always = {"unlabeled_schedule": "ramp", "unlabeled_minimum_rate": 1}
+    assert not overridden(Recipe(), {**nothing, **always}, "somewhere.json").has_supervised_term
 
 
 def test_averaged_weights_need_mixed_patches():

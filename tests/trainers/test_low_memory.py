@@ -323,6 +323,23 @@ def test_falls_back_when_memory_runs_out(dataset, monkeypatch) -> None:
     assert "low memory, 1 patch at once" in trainer.printed[1]
 
 
+def test_falls_back_when_memory_runs_out_between_the_networks(dataset) -> None:
+    steps = some_batches(2, None)
+    expected = run(started(dataset, low_memory="off"), steps)
+    trainer = started(dataset)
+    left = [1]
+
+    def fail(network, arguments) -> None:
+        a_is_trained = any(parameter.grad is not None for parameter in trainer.pair.sub_network_a.parameters())
+        if a_is_trained and left[0]:
+            left[0] = 0
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    trainer.pair.sub_network_b.register_forward_pre_hook(fail)
+    assert_same(run(trainer, steps), expected)
+    assert left == [0] and trainer.step_mode.name.startswith("low memory")
+
+
 @pytest.mark.parametrize(("setting", "name", "times", "error"), [
     ("off", "whole_step", 1, torch.OutOfMemoryError("out of memory")),
     ("auto", "whole_step", 1, RuntimeError("mat1 and mat2 shapes cannot be multiplied")),

@@ -83,7 +83,7 @@ class Recipe:
         None,
         _or_null(_or_auto(_between(0, 1))),
         "exponent in the last epoch, approached evenly from the first one on; null = weight_exponent; auto = "
-        f"{EXPONENT_FOR_RARE} if a structure has less than 1/{RARE_RATIO} of the labeled voxels of another one, "
+        f"{EXPONENT_FOR_RARE} if a structure has less than 1/{RARE_RATIO} of the fold's labeled voxels of another one, "
         "otherwise 0",
     )
     background_exponent_final: float | None = _setting(
@@ -206,22 +206,36 @@ class Recipe:
                 "setting teacher_momentum of nnunet_dhc needs mixed patches: set paste_side too, for example: "
                 f"{CONFIGURE} --set teacher_momentum=0.99 --set paste_side=0.67, then train with -p NEW_PLANS"
             )
-
-        if self.supervised_ce == self.supervised_dice == 0 and self.unlabeled_schedule == "ramp":
+        if not self.has_supervised_term and not self._every_step_has_unsupervised_term:
             raise UserError(
-                "settings supervised_ce and supervised_dice of nnunet_dhc are both 0: a step without unlabeled patches "
-                f"would have no loss; draw them in every step, for example: {CONFIGURE} --set supervised_ce=0 --set "
-                "supervised_dice=0 --set unlabeled_schedule=always, then train with -p NEW_PLANS"
+                "settings supervised_ce and supervised_dice of nnunet_dhc are both 0, which leaves no loss in some or "
+                "all steps: set one of them above 0, or lambda_max and unsupervised_ce above 0 and "
+                f"unlabeled_schedule=always, for example: {CONFIGURE} --set supervised_ce=1, then train with "
+                "-p NEW_PLANS"
             )
 
-    def for_labels(self, labeled_counts: Sequence[int]) -> Recipe:
+    @property
+    def has_supervised_term(self) -> bool:
+        return self.supervised_ce > 0 or self.supervised_dice > 0
+
+    @property
+    def _every_step_has_unsupervised_term(self) -> bool:
+        has_term = self.lambda_max > 0 and (self.unsupervised_ce > 0 or self.unsupervised_dice > 0)
+        leaves_out = self.unlabeled_schedule == "ramp" and self.ramp_length > 0 and self.unlabeled_minimum_rate < 1
+        return has_term and not leaves_out
+
+    def for_labels(self, labeled_counts: Sequence[int], begun_with: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe with numbers where it says "auto" for what the labels decide.
 
         Args:
             labeled_counts: Labeled voxels of each class, background first.
+            begun_with: The recipe of a run that goes on; it keeps the number that it has had.
         """
         if self.weight_exponent_final != AUTO:
             return self
+        before = (begun_with or {}).get("weight_exponent_final", AUTO)
+        if before != AUTO:
+            return replace(self, weight_exponent_final=before)
         labeled = [int(count) for count in labeled_counts[1:] if count > 0]
         has_rare = bool(labeled) and max(labeled) > RARE_RATIO * min(labeled)
         return replace(self, weight_exponent_final=EXPONENT_FOR_RARE if has_rare else 0.0)

@@ -91,7 +91,7 @@ class StepMode:
             was, self.patches_at_once = self.name, self._fewer_patches(trainer.batch_size)
             trainer.print_to_log_file(
                 f"A step ({was}) does not fit into the memory of the device: going on in the mode {self.name}. The "
-                "result is the same, a step takes about a quarter longer. To start in this mode: low_memory=on"
+                "result is the same, a step takes a quarter to a half longer. To start in this mode: low_memory=on"
             )
 
     def _fewer_patches(self, batch_size: int) -> int:

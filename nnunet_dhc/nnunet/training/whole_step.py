@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the images of a step to the gradients of both sub-networks: all patches at once.
 
-Where neither sub-network needs what the other one says in this step, A is trained before B looks at the patches: so the
-activations of one are in memory at a time, about half of what both need, and nothing is computed twice. That holds for
-steps without unlabeled patches and for mixed patches, whose pseudo labels are made before the step.
+Where neither sub-network needs what the other one says in the same step, A is trained before B looks at the patches: so
+the activations of one are in memory at a time, about half of what both need, and nothing is computed twice. That holds
+for mixed patches with no pseudo labels on labeled ones, as recommended, in one process.
 """
 
 from __future__ import annotations
@@ -78,11 +78,10 @@ def whole_step(trainer: PairTrainer, inputs: StepInputs, in_halves: bool = False
         in_halves: Run the networks on the labeled and on the unlabeled patches separately: a CPU gains nothing from a
             larger batch, and its caches hold more of half of it.
     """
-    coupled = trainer.objective.couples_networks(inputs.unsupervised, inputs.unlabeled_targets is not None)
     before = weighting_states(trainer)
     shares = ShareMeasurement() if inputs.measures_shares else None
-    # DistributedDataParallel wants one forward pass before each backward pass
-    step = _both_at_once if coupled or trainer.is_ddp else _one_after_the_other
+    # DistributedDataParallel reduces the gradients of all parameters in one backward pass
+    step = _both_at_once if trainer.objective.couples_networks or trainer.is_ddp else _one_after_the_other
     terms, counts = step(trainer, inputs, in_halves, shares)
     total = terms.total(inputs.loss_weight).detach()
     non_finite = keep_weightings_unless_finite(trainer, before, total)
