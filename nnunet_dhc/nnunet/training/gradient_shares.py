@@ -38,10 +38,10 @@ class ShareMeasurement:
             num_labeled: Patches at the front of the batch that are labeled.
             loss_scale: What GradScaler multiplies losses by: gradients at half-precision logits would be 0 without it.
         """
-        self._add("supervised", _gradient(loss_scale * supervised, logits))
+        self._add(_gradient(loss_scale * supervised, logits), ["supervised"])
         of_unsupervised = _gradient(loss_scale * unsupervised, logits)
-        self._add("unsupervised", of_unsupervised, loss_weight)
-        self._add("unlabeled", of_unsupervised[num_labeled:], loss_weight)
+        self._add(of_unsupervised, ["unsupervised"], loss_weight)
+        self._add(of_unsupervised[num_labeled:], ["unlabeled"], loss_weight)
 
     def add(self, sums: TermSums, gradients: Gradients, logits: Tensor, is_labeled: bool) -> None:
         """One group of patches of one network.
@@ -59,14 +59,15 @@ class ShareMeasurement:
             (at_logits,) = torch.autograd.grad(
                 [tensors[key] for key in keys], [logits], [gradients[key] for key in keys], retain_graph=True
             )
-            self._add(term, at_logits)
-            if term == "unsupervised" and not is_labeled:
-                self._add("unlabeled", at_logits)
+            of_unlabeled = ["unlabeled"] if term == "unsupervised" and not is_labeled else []
+            self._add(at_logits, [term, *of_unlabeled])
 
-    def _add(self, part: str, gradient: Tensor, factor: float = 1.0) -> None:
+    def _add(self, gradient: Tensor, parts: list[str], factor: float = 1.0) -> None:
         # in single precision without a copy: a step's activations are in memory, too
         precision = torch.promote_types(gradient.dtype, torch.float32)
-        self._squares[part] += (factor * torch.linalg.vector_norm(gradient, dtype=precision).item()) ** 2
+        square = (factor * torch.linalg.vector_norm(gradient, dtype=precision).item()) ** 2
+        for part in parts:
+            self._squares[part] += square
 
     def read(self) -> tuple[float, float]:
         """The share of all patches and that of the unlabeled ones; NaN where all gradients are 0."""
