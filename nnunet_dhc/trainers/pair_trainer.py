@@ -31,7 +31,7 @@ from nnunet_dhc.nnunet.network.cotrained_pair import (
 from nnunet_dhc.nnunet.reliability.reliable_trainer import ReliableTrainer
 from nnunet_dhc.nnunet.splits.fold_cases import ensure_splits_file, read_fold_cases
 from nnunet_dhc.nnunet.training import seeding, torchrun
-from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint, save_extended
+from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint, save_extended, share_content
 from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
 from nnunet_dhc.nnunet.training.host_memory import keep_freed_memory
 from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, mirroring_note
@@ -84,6 +84,7 @@ class PairTrainer(ReliableTrainer):
         self.files = RunFiles(self.output_folder)
         self.timer = StepTimer(self.device)
         self._checkpoint_state: dict | None = None
+        self._put_off: list[str] | None = None
         self._non_finite_in_a_row = 0
 
     # ---- networks and objective ----
@@ -203,7 +204,7 @@ class PairTrainer(ReliableTrainer):
         for warning in self.data.warnings:
             self.print_to_log_file("WARNING:", warning)
         if self._checkpoint_state is None:
-            self._save_latest(finished_epochs=0)
+            self._save([self.files.path("checkpoint_latest.pth")], finished_epochs=0)
             self._set_aside_checkpoints_of_another_run()
 
     def _set_aside_checkpoints_of_another_run(self) -> None:
@@ -417,21 +418,41 @@ class PairTrainer(ReliableTrainer):
 
     def on_epoch_end(self):
         epoch = self.current_epoch
-        super().on_epoch_end()
+        with self._checkpoints_put_off() as due:
+            super().on_epoch_end()
         if self.local_rank == 0:
             self.files.log_epoch(self, epoch)
         if self.current_epoch < self.num_epochs:
-            self._save_latest(finished_epochs=self.current_epoch)
+            due.insert(0, self.files.path("checkpoint_latest.pth"))
+        self._save(due, finished_epochs=self.current_epoch)
 
     # ---- checkpoints ----
 
-    def _save_latest(self, finished_epochs: int) -> None:
+    @contextmanager
+    def _checkpoints_put_off(self):
+        """Collect the names of checkpoints instead of writing them.
+
+        nnU-Net writes the best one before the alarms of the epoch are known, which belong to its state. Put off, it has
+        the content of the latest one and needn't be written a second time.
+        """
+        self._put_off = []
+        try:
+            yield self._put_off
+        finally:
+            self._put_off = None
+
+    def _save(self, filenames: list[str], finished_epochs: int) -> None:
+        """Write one checkpoint under all these names."""
         current, self.current_epoch = self.current_epoch, finished_epochs - 1  # nnU-Net stores current_epoch + 1
-        self.save_checkpoint(self.files.path("checkpoint_latest.pth"))
+        for filename in filenames:
+            if filename == filenames[0] or not (self.local_rank == 0 and share_content(filenames[0], filename)):
+                self.save_checkpoint(filename)
         self.current_epoch = current
 
     def save_checkpoint(self, filename: str) -> None:
-        if self.local_rank == 0:
+        if self._put_off is not None:
+            self._put_off.append(filename)
+        elif self.local_rank == 0:
             save_extended(
                 super().save_checkpoint,
                 filename,

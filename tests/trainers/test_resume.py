@@ -159,7 +159,7 @@ def test_kill_while_writing_leaves_the_old_checkpoint(tiny_dataset, monkeypatch)
 
     monkeypatch.setattr(checkpoint_module.os, "fsync", killed)
     with pytest.raises(KeyboardInterrupt):
-        trainer._save_latest(finished_epochs=1)
+        trainer._save([trainer.files.path("checkpoint_latest.pth")], finished_epochs=1)
     assert path.read_bytes() == content
     assert not [name for name in os.listdir(trainer.output_folder) if name.endswith(".tmp")]
 
@@ -173,7 +173,7 @@ def test_full_disk_while_writing_is_one_line(tiny_dataset, monkeypatch):
 
     monkeypatch.setattr(checkpoint_module.os, "fsync", full)
     with pytest.raises(UserError, match=r"No space left on device.*previous checkpoint is kept"):
-        trainer._save_latest(finished_epochs=1)
+        trainer._save([trainer.files.path("checkpoint_latest.pth")], finished_epochs=1)
 
 
 def test_stock_part_of_a_checkpoint_is_nnunets(tiny_dataset):
@@ -184,3 +184,50 @@ def test_stock_part_of_a_checkpoint_is_nnunets(tiny_dataset):
     nnUNetTrainer.save_checkpoint(trainer, str(Path(trainer.output_folder) / "stock.pth"))
     stock = torch.load(Path(trainer.output_folder) / "stock.pth", weights_only=False)
     assert set(ours) == {*stock, "nnunet_dhc"}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_best_checkpoint_is_the_latest_one_until_an_epoch_is_worse(tiny_dataset, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(checkpoint_module.os, "link", refuse_links)
+    trainer = make_trainer(tiny_dataset, num_epochs=4)
+    latest, best = (Path(trainer.output_folder) / f"checkpoint_{name}.pth" for name in ("latest", "best"))
+
+    end_epoch(trainer, 0, dice=0.5)
+    assert os.path.samefile(latest, best) == links
+    of_first = torch.load(best, weights_only=False)
+    assert of_first["current_epoch"] == 1 and of_first["nnunet_dhc"]["monitor"] == trainer.monitor.state_dict()
+
+    end_epoch(trainer, 1, dice=0.4)
+    assert torch.load(best, weights_only=False)["current_epoch"] == 1  # kept while the latest one was replaced
+    assert torch.load(latest, weights_only=False)["current_epoch"] == 2
+
+    end_epoch(trainer, 2, dice=0.9)
+    assert os.path.samefile(latest, best) == links
+    assert torch.load(best, weights_only=False)["current_epoch"] == 3
+    assert not [name for name in os.listdir(trainer.output_folder) if name.endswith(".tmp")]
+
+
+def test_best_checkpoint_of_the_last_epoch_is_written(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, num_epochs=1)
+    trainer.run_training()
+    best = torch.load(Path(trainer.output_folder) / "checkpoint_best.pth", weights_only=False)
+    assert best["current_epoch"] == 1 and best["_best_ema"] == trainer._best_ema
+
+
+def refuse_links(*_):
+    raise OSError(95, "Operation not supported")
+
+
+def end_epoch(trainer, epoch, dice):
+    """An epoch of a running training whose mean Dice on the validation patches is ``dice``."""
+    if epoch == 0:
+        trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train))])
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        trainer.on_validation_epoch_end([trainer.validation_step(next(trainer.dataloader_val))])
+    trainer.logger.log("ema_fg_dice", dice, trainer.current_epoch)
+    trainer.on_epoch_end()

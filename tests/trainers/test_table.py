@@ -20,7 +20,7 @@ def test_trains_saves_and_continues(tiny_dataset, name):
     first.num_epochs = 1
     first.on_train_end = lambda: None  # as if killed at the end of the first epoch
     first.run_training()
-    first._save_latest(finished_epochs=1)
+    first._save([first.files.path("checkpoint_latest.pth")], finished_epochs=1)
 
     second = resumed(tiny_dataset, first)
     assert_same(parameters(first), parameters(second))

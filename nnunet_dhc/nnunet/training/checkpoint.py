@@ -55,6 +55,25 @@ def save_extended(save_stock: Callable[[str], None], filename: str, state: dict[
                     os.remove(leftover)
 
 
+def share_content(filename: str, other: str) -> bool:
+    """Let ``other`` be the checkpoint ``filename`` under a second name, by a hard link; False where there are none.
+
+    Neither of them may be written in place from then on, only replaced, which is what ``save_extended`` does.
+    """
+    link = f"{other}.tmp"
+    with StopSignals.held():
+        try:
+            os.link(filename, link)
+            os.replace(link, other)
+        except OSError:  # exFAT and some network file systems
+            return False
+        finally:
+            if os.path.exists(link):
+                os.remove(link)
+        sync_folder(os.path.dirname(other))
+    return True
+
+
 def _reason(error: Exception, filename: str) -> str:
     """What went wrong; call it while the unfinished file still takes up its room."""
     cause = error.__context__ if isinstance(error.__context__, OSError) else error
