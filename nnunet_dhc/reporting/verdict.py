@@ -183,13 +183,13 @@ def _control_text(part: dict[str, Any]) -> str:
 
 
 def _differing_settings(row: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Settings on labels in which two trainings differ, of those that the records of both tell."""
-    recipes: list[dict[str, Any]] = [
-        next((run["recipe"] for run in side["runs"] if isinstance(run.get("recipe"), dict)), {})
-        for side in (row, other)
-    ]
+    """Settings on labels in which trainings of the same fold differ, of those that the records of both tell."""
+    recipes = [(run["recipe"], another["recipe"]) for run in row["runs"] for another in other["runs"]
+               if run.get("fold") == another.get("fold")
+               and isinstance(run.get("recipe"), dict) and isinstance(another.get("recipe"), dict)]
     return [name for name in _SETTINGS_ON_LABELS
-            if all(name in recipe for recipe in recipes) and recipes[0][name] != recipes[1][name]]
+            if any(name in of_row and name in of_other and of_row[name] != of_other[name]
+                   for of_row, of_other in recipes)]
 
 
 def _doubt(part: dict[str, Any]) -> str:

@@ -83,8 +83,8 @@ class ResultsTree:
 
     def add_pair(self, trainer: str, epochs: int = 4, shift: int = 1, unlabeled: int = 2, seconds: float = 40.0,
                  validated: bool = True, results: Path | None = None, labeled: list[str] | None = None,
-                 mirroring: str = "(0, 1, 2)", recipe: dict | None = None):
-        """A pair with its log and record; unvalidated ones have no prediction yet."""
+                 mirroring: str = "(0, 1, 2)", recipe: dict | list[dict] | None = None):
+        """A pair with its log and record; unvalidated ones have no prediction yet. A list has a recipe per fold."""
         for fold, cases in enumerate(self.folds):
             folder = self.model(trainer, results) / f"fold_{fold}"
             if validated:
@@ -98,7 +98,7 @@ class ResultsTree:
                 "split_hash": "s" * 16, "seed": 7, "device": "cpu: 2 threads", "num_epochs": 4,
                 "iterations_per_epoch": 10, "parameters": 2_000_000, "peak_memory_bytes": 2**30,
                 "seconds_total": seconds, "command": ["/somewhere/nnUNetv2_train", "901", "3d_fullres", str(fold)],
-                "recipe": recipe,
+                "recipe": recipe[fold] if isinstance(recipe, list) else recipe,
                 "cases": {"labeled": labeled or self.labeled, "unlabeled": names, "validation": cases}})
             write_json(folder / "debug.json", {"inference_allowed_mirroring_axes": mirroring})
             (folder / "dhc_log.jsonl").write_text("".join(json.dumps(log_line(epoch)) + "\n"

@@ -80,6 +80,16 @@ def test_a_control_with_another_recipe_is_said(tree):
     assert "against the same pair without them" in _build(tree, *names)["attribution"]["sentence"]
 
 
+def test_a_recipe_that_follows_the_labels_of_each_fold_is_compared_fold_by_fold(tree):
+    follows = [{"weight_exponent_final": 0.0}, {"weight_exponent_final": 0.5}]
+    names = "nnUNetTrainer", "nnUNetTrainerPairSupervised", "nnUNetTrainerDHC"
+    tree.add_stock().add_pair("nnUNetTrainerDHC", recipe=follows)
+    tree.add_pair("nnUNetTrainerPairSupervised", recipe=follows)
+    assert "against the same pair without them" in _build(tree, *names)["attribution"]["sentence"]
+    tree.add_pair("nnUNetTrainerPairSupervised", recipe=[follows[0], follows[0]])  # the second fold alone differs
+    assert "recipe differs, too (in weight_exponent_final)" in _build(tree, *names)["attribution"]["sentence"]
+
+
 def test_each_setting_concerns_training_on_labels_or_does_not():
     """A new setting belongs in one of the two lists: a control that differs in one of the first is no control."""
     of_unlabeled_patches = {
