@@ -14,8 +14,8 @@ from nnunet_dhc.errors import UserError
 # Each name is a module of this package with HELP, add_arguments(parser) and run(args). One with HANDS_OVER takes every
 # argument as it is, -h included, for a parser of nnU-Net's.
 VERBS = (
-    "split", "preprocess", "configure", "train", "predict", "compare", "report", "rank", "export", "import", "methods",
-    "doctor", "demo", "env",
+    "split", "preprocess", "configure", "train", "predict", "compare", "report", "rank", "adjust", "export", "import",
+    "methods", "doctor", "demo", "env",
 )
 
 

@@ -208,10 +208,13 @@ class PairTrainer(ReliableTrainer):
             self._set_aside_checkpoints_of_another_run()
 
     def _set_aside_checkpoints_of_another_run(self) -> None:
-        """An older final checkpoint in this folder would be what ``--c`` continues from, and call finished."""
+        """An older final checkpoint in this folder would be what ``--c`` continues from, and call finished.
+
+        An older adjusted one would be predicted with as if it were this training's.
+        """
         if self.local_rank != 0 or self.disable_checkpointing:
             return
-        for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
+        for name in ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_adjusted.pth"):
             path = self.files.path(name)
             if os.path.isfile(path):
                 os.replace(path, f"{path}.before")

@@ -18,7 +18,7 @@ from tiny_training import log_lines, make_trainer
 from variants import make_variant
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.network.sub_network_dice import new_predictor
+from nnunet_dhc.nnunet.network.predictor import new_predictor
 from nnunet_dhc.nnunet.training import cascade
 from nnunet_dhc.nnunet.training.cascade import predict_for_next_stage
 

@@ -185,18 +185,11 @@ def test_best_is_decided_over_all_folds_and_remembered(trained, tmp_path, monkey
     predicted = []
     monkeypatch.setattr(sub_network_dice, "_predictors", lambda model, checkpoint, device: {"A": "A", "B": "B"})
 
-    def known_dice(self, predictor, case):
-        predicted.append((self.fold, predictor, case))
-        return dice[self.fold][predictor][case]
+    def known_dice(cases, predictor, case):
+        predicted.append((cases.fold, predictor, case))
+        return dice[cases.fold][predictor][case]
 
-    original = sub_network_dice._ValidationCases.__init__
-
-    def remember_fold(self, model, fold):
-        self.fold = fold
-        original(self, model, fold)
-
-    monkeypatch.setattr(sub_network_dice._ValidationCases, "__init__", remember_fold)
-    monkeypatch.setattr(sub_network_dice._ValidationCases, "dice", known_dice)
+    monkeypatch.setattr(sub_network_dice, "_dice", known_dice)
     export_model(request("best", [0]), tmp_path / "one fold", CPU)
     assert len(predicted) == 4
     export_model(request("best"), tmp_path / "both folds", CPU)
@@ -219,13 +212,13 @@ def test_stopped_measurement_goes_on(trained, monkeypatch):
     model = export_module.find_model_folder(999, "nnUNetTrainerDHC", TINY_PLANS, "3d_fullres")
     calls = []
 
-    def stop_at_third(self, predictor, case):
+    def stop_at_third(cases, predictor, case):
         calls.append(case)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return {"1": 0.5}
 
-    monkeypatch.setattr(sub_network_dice._ValidationCases, "dice", stop_at_third)
+    monkeypatch.setattr(sub_network_dice, "_dice", stop_at_third)
     fold = SubNetworkDice(model, 0, "checkpoint_final.pth")
     with pytest.raises(KeyboardInterrupt):
         fold.measure(CPU)

@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +14,13 @@ import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, label_or_region_to_key
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from tqdm import tqdm
 
-from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
-from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.network.cotrained_pair import unwrapped
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash
-from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
+from nnunet_dhc.nnunet.network.predictor import new_predictor, trained_predictor
+from nnunet_dhc.nnunet.network.validation_cases import ValidationCases
 
 CACHE_FILE = "dhc_sub_network_dice.json"
 NETWORKS = ("A", "B")
@@ -77,12 +71,14 @@ class SubNetworkDice:
             "cases": {name: {} for name in NETWORKS},
         }
         cases = content["cases"]
-        validation = _ValidationCases(self.model, self.fold)
+        validation = ValidationCases(
+            self.model, self.fold, "bring the preprocessed data back, or choose with -net A or -net B"
+        )
         todo = [(name, case) for name in NETWORKS for case in validation.identifiers if case not in cases[name]]
         if todo:
             predictors = _predictors(self.model, self.model.checkpoint(self.fold, self.checkpoint_name), device)
             for name, case in tqdm(todo, desc=f"Fold {self.fold}: A and B alone", disable=not show_progress):
-                cases[name][case] = validation.dice(predictors[name], case)
+                cases[name][case] = _dice(validation, predictors[name], case)
                 replace_json(self.cache, content)
         if not content["complete"]:
             content["complete"] = True
@@ -103,64 +99,34 @@ class SubNetworkDice:
         return content if content.get("checkpoint") == self._identity() else {}
 
 
-class _ValidationCases:
-    """Preprocessed validation cases of a fold and their references."""
-
-    def __init__(self, model: ModelFolder, fold: int | str) -> None:
-        self.model = model
-        self.plans_manager, self.configuration_manager = model.managers()
-        self.dataset_json = model.dataset_json
-        self.label_manager = self.plans_manager.get_label_manager(self.dataset_json)
-        base = locate_dataset(model.dataset).preprocessed
-        folder = base / self.configuration_manager.data_identifier
-        self.references = base / "gt_segmentations"
-        for needed in (folder, self.references):
-            if not needed.is_dir():
-                raise UserError(
-                    f"{needed} is not there, which -net best predicts to choose a network: bring the preprocessed data "
-                    "back, or choose with -net A or -net B"
-                )
-        dataset_class = infer_dataset_class(str(folder))
-        known = dataset_class.get_identifiers(str(folder))
-        self.identifiers = sorted(read_fold_cases(base, known, fold).validation)
-        previous = self.configuration_manager.previous_stage_name
-        if previous is not None:
-            stage = f"{model.trainer}__{model.plans_identifier}__{previous}"
-            previous = str(model.path.parent / stage / "predicted_next_stage" / model.configuration)
-        self.dataset = dataset_class(str(folder), list(self.identifiers), folder_with_segs_from_previous_stage=previous)
-
-    def dice(self, predictor: nnUNetPredictor, case: str) -> CaseDice:
-        """As nnU-Net's final validation: predicted from the preprocessed case, compared in the original space."""
-        image, _, segmentation, properties = self.dataset.load_case(case)
-        image = np.asarray(image[:])
-        if segmentation is not None:
-            one_hot = convert_labelmap_to_one_hot(segmentation[:], self.label_manager.foreground_labels, image.dtype)
-            image = np.vstack((image, one_hot))
-        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.ascontiguousarray(image))).cpu()
-        ending = self.dataset_json["file_ending"]
-        labels = self.label_manager
-        with tempfile.TemporaryDirectory() as folder:
-            truncated = str(Path(folder) / "prediction")
-            export_prediction_from_logits(
-                logits,
-                properties,
-                self.configuration_manager,
-                self.plans_manager,
-                self.dataset_json,
-                truncated,
-                num_threads_torch=torch.get_num_threads(),
-            )
-            metrics = compute_metrics(
-                str(self.references / f"{case}{ending}"),
-                truncated + ending,
-                self.plans_manager.image_reader_writer_class(),
-                labels.foreground_regions if labels.has_regions else labels.foreground_labels,
-                labels.ignore_label,
-            )["metrics"]
-        return {
-            label_or_region_to_key(label): None if np.isnan(values["Dice"]) else float(values["Dice"])
-            for label, values in metrics.items()
-        }
+def _dice(cases: ValidationCases, predictor: nnUNetPredictor, identifier: str) -> CaseDice:
+    """As nnU-Net's final validation: predicted from the preprocessed case, compared in the original space."""
+    case = cases.load(identifier)
+    logits = predictor.predict_sliding_window_return_logits(case.image).cpu()
+    ending = cases.dataset_json["file_ending"]
+    labels = cases.label_manager
+    with tempfile.TemporaryDirectory() as folder:
+        truncated = str(Path(folder) / "prediction")
+        export_prediction_from_logits(
+            logits,
+            case.properties,
+            cases.configuration_manager,
+            cases.plans_manager,
+            cases.dataset_json,
+            truncated,
+            num_threads_torch=torch.get_num_threads(),
+        )
+        metrics = compute_metrics(
+            str(cases.references / f"{identifier}{ending}"),
+            truncated + ending,
+            cases.plans_manager.image_reader_writer_class(),
+            labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+            labels.ignore_label,
+        )["metrics"]
+    return {
+        label_or_region_to_key(label): None if np.isnan(values["Dice"]) else float(values["Dice"])
+        for label, values in metrics.items()
+    }
 
 
 def _predictors(model: ModelFolder, checkpoint: Path, device: torch.device) -> dict[str, nnUNetPredictor]:
@@ -175,19 +141,3 @@ def _predictors(model: ModelFolder, checkpoint: Path, device: torch.device) -> d
             pair.allowed_mirroring_axes,
         )
     return predictors
-
-
-def trained_predictor(
-    model: str | os.PathLike, fold: int | str, checkpoint_name: str, device: torch.device
-) -> nnUNetPredictor:
-    """nnU-Net's predictor with the weights of one fold, without what it prints while it looks for the trainer."""
-    predictor = new_predictor(device)
-    with contextlib.redirect_stdout(io.StringIO()):
-        predictor.initialize_from_trained_model_folder(os.fspath(model), (fold,), checkpoint_name)
-    return predictor
-
-
-def new_predictor(device: torch.device) -> nnUNetPredictor:
-    """nnU-Net's predictor as its final validation makes it, without what it prints on the CPU."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return nnUNetPredictor(perform_everything_on_device=True, device=device, allow_tqdm=False)

@@ -33,7 +33,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, replace_file, replace_json
 from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, unwrapped
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder
-from nnunet_dhc.nnunet.network.sub_network_dice import new_predictor
+from nnunet_dhc.nnunet.network.predictor import new_predictor
 from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes, oriented
 from nnunet_dhc.nnunet.ranking.rank_sources import CaseSource, FolderCases, LeftOut, StoreCases
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import file_stem

@@ -28,7 +28,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, sync_folder, temporary_path
 from nnunet_dhc.nnunet.network.model_folder import file_hash
-from nnunet_dhc.nnunet.network.sub_network_dice import trained_predictor
+from nnunet_dhc.nnunet.network.predictor import trained_predictor
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import unreadable_case
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date

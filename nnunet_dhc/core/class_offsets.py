@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Constants that are added to the logits of each class, chosen by the Dice that they give.
+
+A network that was trained with class weights, or on few labels, paints some classes too large and others too small in
+scans that it hasn't seen. Which ones only labels can tell that it wasn't trained on. Adding a constant to a class's
+logit moves its border; where posteriors are right, the best Dice is reached at a threshold of half that Dice (Lipton et
+al., ECML 2014), so that a large organ needs another constant than a small one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+OFFSETS = (0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0)
+"""What is tried for each class, the smallest change first."""
+
+MOST_GROUPS = 5
+_REACH = 4.0
+_MOST_SWEEPS = 3
+_SMALLEST_GAIN = 1e-4  # of the mean Dice; below, the smaller offset is kept
+
+
+@dataclass(frozen=True)
+class CaseLogits:
+    """A case, reduced to the voxels whose class an offset can change.
+
+    Attributes:
+        logits: (k, n), float16, relative to the largest one of each voxel.
+        reference: (n,), int64.
+        settled: (k, k), int64, the other voxels by reference (rows) and prediction (columns).
+    """
+
+    logits: Tensor
+    reference: Tensor
+    settled: Tensor
+
+
+def reduce_case(logits: Tensor, reference: Tensor) -> CaseLogits:
+    """Keep what ``choose_offsets`` needs of a case.
+
+    Args:
+        logits: (k, *spatial), floating point.
+        reference: (*spatial), integers; voxels outside of [0, k), such as those of an ignore label, are left out.
+    """
+    num_classes = len(logits)
+    reference = reference.reshape(-1).long()
+    flat = logits.reshape(num_classes, -1)[:, (reference >= 0) & (reference < num_classes)]
+    reference = reference[(reference >= 0) & (reference < num_classes)]
+    best, second = flat.topk(2, dim=0).values
+    contested = best - second <= 2 * _REACH
+    return CaseLogits(
+        (flat - best)[:, contested].half(),
+        reference[contested],
+        _count(reference[~contested], flat[:, ~contested].argmax(0), num_classes),
+    )
+
+
+def confusion(case: CaseLogits, offsets: Tensor) -> Tensor:
+    """Voxels of a case by reference (rows) and prediction (columns), (k, k), int64.
+
+    Args:
+        offsets: (k,), each in [-4, 4].
+    """
+    predicted = (case.logits.float() + offsets[:, None]).argmax(0)
+    return case.settled + _count(case.reference, predicted, len(offsets))
+
+
+def dice_of_classes(confusions: Tensor) -> Tensor:
+    """Dice of each foreground class, NaN where neither reference nor prediction has it.
+
+    Args:
+        confusions: (..., k, k) from ``confusion``.
+
+    Returns:
+        (..., k - 1), float64, in [0, 1].
+    """
+    counts = confusions.double()
+    sizes = counts.sum(-1) + counts.sum(-2)
+    return (2 * counts.diagonal(dim1=-2, dim2=-1) / sizes)[..., 1:]  # 0 / 0 is NaN
+
+
+def foreground_mean(dice: Tensor) -> float:
+    """nnU-Net's mean: over cases for each class, then over classes; NaN without any value.
+
+    Args:
+        dice: (cases, classes), NaN for no value.
+    """
+    return float(torch.nanmean(torch.nanmean(dice, 0)))
+
+
+def choose_offsets(cases: Sequence[CaseLogits]) -> Tensor:
+    """Offsets of all classes with the best mean Dice, class after class until nothing changes.
+
+    Args:
+        cases: At least one.
+
+    Returns:
+        (k,), float32, that of the background (the first class) 0.
+    """
+    offsets = torch.zeros(len(cases[0].settled))
+    best = foreground_mean(_dice(cases, offsets))
+    if best != best:  # no case has any foreground
+        return offsets
+    for _ in range(_MOST_SWEEPS):
+        before = offsets.clone()
+        for index in range(1, len(offsets)):
+            for offset, dice in zip(OFFSETS, _dice_by_offset(cases, offsets, index), strict=True):
+                if dice > best + _SMALLEST_GAIN:
+                    best, offsets[index] = dice, offset
+        if torch.equal(before, offsets):
+            break
+    return offsets
+
+
+def cross_fitted_dice(cases: Sequence[CaseLogits]) -> Tensor:
+    """Dice of each case with offsets that were chosen on others: at most five groups of cases, one left out at a time.
+
+    Args:
+        cases: At least two.
+
+    Returns:
+        (cases, k - 1), float64.
+    """
+    groups = min(MOST_GROUPS, len(cases))
+    dice = torch.empty(len(cases), len(cases[0].settled) - 1, dtype=torch.float64)
+    for group in range(groups):
+        offsets = choose_offsets([case for number, case in enumerate(cases) if number % groups != group])
+        for number in range(group, len(cases), groups):
+            dice[number] = dice_of_classes(confusion(cases[number], offsets))
+    return dice
+
+
+def _dice(cases: Sequence[CaseLogits], offsets: Tensor) -> Tensor:
+    return dice_of_classes(torch.stack([confusion(case, offsets) for case in cases]))
+
+
+def _dice_by_offset(cases: Sequence[CaseLogits], offsets: Tensor, index: int) -> list[float]:
+    """Mean Dice for each of OFFSETS of one class, the others as they are."""
+    num_classes = len(offsets)
+    confusions: list[list[Tensor]] = [[] for _ in OFFSETS]
+    for case in cases:
+        shifted = case.logits.float() + offsets[:, None]
+        own = case.logits[index].float()
+        shifted[index] = -torch.inf
+        others, winner = shifted.max(0)
+        for number, offset in enumerate(OFFSETS):
+            predicted = torch.where(own + offset > others, index, winner)
+            confusions[number].append(case.settled + _count(case.reference, predicted, num_classes))
+    return [foreground_mean(dice_of_classes(torch.stack(of_offset))) for of_offset in confusions]
+
+
+def _count(reference: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
+    pairs = torch.bincount(reference * num_classes + predicted, minlength=num_classes**2)
+    return pairs.reshape(num_classes, num_classes)

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained model whose classes have other borders: offsets of the logits, chosen on the fold's validation cases."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nnunet_dhc.core.class_offsets import (
+    CaseLogits,
+    choose_offsets,
+    confusion,
+    cross_fitted_dice,
+    dice_of_classes,
+    foreground_mean,
+    reduce_case,
+)
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.atomic_files import replace_file, replace_json
+from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, unwrapped
+from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash
+from nnunet_dhc.nnunet.network.predictor import trained_predictor
+from nnunet_dhc.nnunet.network.validation_cases import ValidationCases
+from nnunet_dhc.nnunet.training.objective import class_names
+from nnunet_dhc.nnunet.training.run_record import installed_versions
+
+ADJUSTED = "checkpoint_adjusted.pth"
+REPORT = "dhc_class_offsets.json"
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What was chosen for one fold, and what it does to the validation cases.
+
+    Attributes:
+        classes: Names of the foreground classes.
+        offsets: (classes,), added to their logits.
+        before: (cases, classes), Dice without offsets, NaN where neither reference nor prediction has the class.
+        cross_fitted: The same with offsets chosen on the other cases.
+        after: The same with ``offsets``, so optimistic.
+    """
+
+    classes: list[str]
+    offsets: Tensor
+    before: Tensor
+    cross_fitted: Tensor
+    after: Tensor
+
+    @property
+    def helps(self) -> bool:
+        return bool((self.offsets != 0).any()) and foreground_mean(self.cross_fitted) > foreground_mean(self.before)
+
+
+def adjust_model(
+    model: ModelFolder, fold: int | str, checkpoint_name: str, device: torch.device, show_progress: bool = True
+) -> Adjustment:
+    """Choose offsets for a fold and write ``checkpoint_adjusted.pth`` beside its checkpoint if they help.
+
+    They help if the mean Dice of the validation cases rises with offsets that were chosen on other ones of them. The
+    Dice is that of the preprocessed space. The new checkpoint has the offsets in the bias of the last layer, no state
+    of the optimizer, and everything else of the old one, so nnU-Net predicts with it as with any other.
+
+    Raises:
+        UserError: No validation cases of its own, labels with regions, preprocessed data gone, or a network without
+            the layer.
+    """
+    if fold == "all":
+        raise UserError("-f all: its validation cases were trained on, so they can't tell; adjust a numbered fold")
+    cases = ValidationCases(model, fold, "bring the preprocessed data back")
+    if cases.label_manager.has_regions:
+        raise UserError(f"{model.dataset} has labels with regions, for which offsets can't be chosen yet")
+    if len(cases.identifiers) < 2:
+        raise UserError(
+            f"fold {fold} has {len(cases.identifiers)} validation cases; to see whether offsets help it takes 2"
+        )
+    predictor = trained_predictor(model.path, fold, checkpoint_name, device)
+    biases = _output_biases(predictor.network)
+    reduced = []
+    for identifier in tqdm(cases.identifiers, desc=f"Fold {fold}: validation cases", disable=not show_progress):
+        case = cases.load(identifier)
+        logits = predictor.predict_sliding_window_return_logits(case.image).float().cpu()
+        reference = case.reference.long()
+        reference[reference == -1] = 0  # nnU-Net's mark of the border that it cut off
+        reduced.append(reduce_case(logits, reference))
+    offsets = choose_offsets(reduced)
+    found = Adjustment(
+        class_names(cases.label_manager, model.dataset_json)[1:],
+        offsets[1:],
+        _dice(reduced, torch.zeros_like(offsets)),
+        cross_fitted_dice(reduced),
+        _dice(reduced, offsets),
+    )
+    source = model.checkpoint(fold, checkpoint_name)
+    replace_json(
+        model.fold_folder(fold) / REPORT, _report(found, cases.identifiers, checkpoint_name, file_hash(source))
+    )
+    if found.helps:
+        checkpoint = torch.load(source, map_location="cpu", weights_only=False, mmap=True)
+        buffer = io.BytesIO()
+        torch.save(shifted(checkpoint, biases, offsets), buffer)
+        _write(model.checkpoint(fold, ADJUSTED), buffer.getvalue())
+    else:
+        model.checkpoint(fold, ADJUSTED).unlink(missing_ok=True)  # one of an earlier training would be misleading
+    return found
+
+
+def shifted(checkpoint: Mapping[str, Any], biases: Sequence[str], offsets: Tensor) -> dict[str, Any]:
+    """A checkpoint whose logits are those of ``checkpoint`` plus ``offsets``, without the state of the optimizer."""
+    weights = dict(checkpoint["network_weights"])
+    for name in biases:
+        weights[name] = weights[name] + offsets.to(weights[name].dtype)
+    settings = {"state": {}, "param_groups": checkpoint["optimizer_state"]["param_groups"]}
+    return {**checkpoint, "network_weights": weights, "optimizer_state": settings}
+
+
+def adjust_folds(
+    model: ModelFolder,
+    folds: Sequence[int | str],
+    checkpoint_name: str,
+    device: torch.device,
+    say: Callable[[str], None] = print,
+) -> None:
+    """``adjust_model`` for each fold, and what it found in a table."""
+    model.require_checkpoints(folds, checkpoint_name)
+    if checkpoint_name == ADJUSTED:
+        raise UserError(f"-chk {ADJUSTED} has offsets already: give the checkpoint that it was made from")
+    helps = []
+    for fold in folds:
+        found = adjust_model(model, fold, checkpoint_name, device)
+        say(_table(found))
+        if found.helps:
+            helps.append(str(fold))
+            say(f"{model.checkpoint(fold, ADJUSTED)} written")
+        else:
+            say(f"Fold {fold}: offsets chosen on some validation cases don't help on the others; nothing was written")
+    if helps:
+        say(
+            f"Predict with: nnUNetv2_predict -d {model.dataset} -c {model.configuration} -tr {model.trainer} "
+            f"-p {model.plans_identifier} -f {' '.join(helps)} -chk {ADJUSTED} -i IMAGES -o OUT"
+        )
+
+
+def _output_biases(network: nn.Module) -> list[str]:
+    """Names of the biases that are added to the logits of full resolution."""
+    network = unwrapped(network)
+    parts = network.sub_networks if isinstance(network, CoTrainedPair) else (network,)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    found = []
+    for part in parts:
+        layers = getattr(getattr(part, "decoder", None), "seg_layers", None)
+        bias = layers[-1].bias if layers is not None and len(layers) else None
+        if bias is None:
+            raise UserError(
+                f"{type(part).__name__} has no bias in decoder.seg_layers[-1], where nnU-Net's networks have their "
+                "last layer: offsets can't be put into it"
+            )
+        found.append(names[id(bias)])
+    return found
+
+
+def _dice(cases: Sequence[CaseLogits], offsets: Tensor) -> Tensor:
+    return dice_of_classes(torch.stack([confusion(case, offsets) for case in cases]))
+
+
+def _write(path, content: bytes) -> None:
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror or error}): free disk space") from error
+
+
+def _report(found: Adjustment, identifiers: Sequence[str], checkpoint: str, sha256: str) -> dict[str, Any]:
+    dice = {"before": found.before, "cross_fitted": found.cross_fitted, "after": found.after}
+    return {
+        "format": 1,
+        "checkpoint": checkpoint,
+        "sha256": sha256,
+        "offsets": dict(zip(found.classes, found.offsets.tolist(), strict=True)),
+        "helps": found.helps,
+        "validation_cases": list(identifiers),
+        "mean_dice": {name: _number(foreground_mean(values)) for name, values in dice.items()},
+        "dice": {
+            name: {
+                label: _number(value)
+                for label, value in zip(found.classes, torch.nanmean(values, 0).tolist(), strict=True)
+            }
+            for name, values in dice.items()
+        },
+        "versions": installed_versions(),
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if value == value else None
+
+
+def _table(found: Adjustment) -> str:
+    width = max(len(name) for name in (*found.classes, "mean"))
+    columns = [torch.nanmean(dice, 0).tolist() for dice in (found.before, found.cross_fitted, found.after)]
+    means = [foreground_mean(dice) for dice in (found.before, found.cross_fitted, found.after)]
+    lines = [f"{'Dice [%]':{width}}  offset  before  on cases not chosen on  on those chosen on"]
+    for name, offset, *dice in zip(found.classes, found.offsets.tolist(), *columns, strict=True):
+        lines.append(_line(f"{name:{width}}", f"{offset:+.1f}", dice))
+    return "\n".join([*lines, _line(f"{'mean':{width}}", "", means)])
+
+
+def _line(name: str, offset: str, dice: Sequence[float]) -> str:
+    before, cross_fitted, after = ("-" if value != value else f"{100 * value:.1f}" for value in dice)
+    return f"{name}  {offset:>6}  {before:>6}  {cross_fitted:>22}  {after:>18}"

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The preprocessed validation cases of a trained fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from torch import Tensor
+
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
+from nnunet_dhc.nnunet.network.model_folder import ModelFolder
+from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
+
+
+@dataclass(frozen=True)
+class PreprocessedCase:
+    """Attributes: image with the previous stage, if there is one, (c, *spatial); reference, (*spatial); properties."""
+
+    image: Tensor
+    reference: Tensor
+    properties: dict[str, Any]
+
+
+class ValidationCases:
+    """Preprocessed validation cases of a fold.
+
+    Args:
+        model: The trained model.
+        fold: Fold number or "all".
+        remedy: What else the user can do where the preprocessed data are gone; ends the message.
+
+    Raises:
+        UserError: The preprocessed cases or the references are not there.
+    """
+
+    def __init__(self, model: ModelFolder, fold: int | str, remedy: str) -> None:
+        self.fold = fold
+        self.plans_manager, self.configuration_manager = model.managers()
+        self.dataset_json = model.dataset_json
+        self.label_manager = self.plans_manager.get_label_manager(self.dataset_json)
+        base = locate_dataset(model.dataset).preprocessed
+        folder = base / self.configuration_manager.data_identifier
+        self.references = base / "gt_segmentations"
+        for needed in (folder, self.references):
+            if not needed.is_dir():
+                raise UserError(f"{needed} is not there, and the validation cases are to be predicted: {remedy}")
+        dataset_class = infer_dataset_class(str(folder))
+        known = dataset_class.get_identifiers(str(folder))
+        self.identifiers = sorted(read_fold_cases(base, known, fold).validation)
+        previous = self.configuration_manager.previous_stage_name
+        if previous is not None:
+            stage = f"{model.trainer}__{model.plans_identifier}__{previous}"
+            previous = str(model.path.parent / stage / "predicted_next_stage" / model.configuration)
+        self.dataset = dataset_class(str(folder), list(self.identifiers), folder_with_segs_from_previous_stage=previous)
+
+    def load(self, case: str) -> PreprocessedCase:
+        """As nnU-Net's final validation gives it to the network."""
+        image, reference, segmentation, properties = self.dataset.load_case(case)
+        image = np.asarray(image[:])
+        if segmentation is not None:
+            one_hot = convert_labelmap_to_one_hot(segmentation[:], self.label_manager.foreground_labels, image.dtype)
+            image = np.vstack((image, one_hot))
+        image = torch.from_numpy(np.ascontiguousarray(image))
+        return PreprocessedCase(image, torch.from_numpy(np.asarray(reference[:])[0]), properties)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Offsets of the logits: the threshold of theory, the same voxels as a whole scan, nothing where nothing helps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nnunet_dhc.core.class_offsets import (
+    OFFSETS,
+    choose_offsets,
+    confusion,
+    cross_fitted_dice,
+    dice_of_classes,
+    foreground_mean,
+    reduce_case,
+)
+
+
+def noisy_case(seed: int, bias=(0.0, 0.0, 0.0, 0.0), num_voxels: int = 4000):
+    """Logits of four classes, right but for noise and for a constant on each class."""
+    generator = torch.Generator().manual_seed(seed)
+    reference = torch.multinomial(torch.tensor([0.7, 0.2, 0.08, 0.02]), num_voxels, True, generator=generator)
+    logits = torch.randn(4, num_voxels, generator=generator)
+    logits += 2.5 * torch.nn.functional.one_hot(reference, 4).T + torch.tensor(bias)[:, None]
+    return logits.reshape(4, 20, -1), reference.reshape(20, -1)
+
+
+def whole(logits, reference, offsets):
+    predicted = (logits + offsets[:, None, None]).argmax(0)
+    return torch.tensor([[((reference == row) & (predicted == column)).sum() for column in range(4)]
+                         for row in range(4)])
+
+
+def mean_dice(cases, offsets):
+    return foreground_mean(dice_of_classes(torch.stack([confusion(case, offsets) for case in cases])))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reduced_case_counts_what_the_whole_one_does(seed):
+    logits, reference = noisy_case(seed)
+    logits *= 4  # so that some voxels are beyond all offsets
+    case = reduce_case(logits, reference)
+    assert 0 < case.settled.sum() < reference.numel() and len(case.reference) == case.logits.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(5):
+        offsets = torch.tensor(OFFSETS)[torch.randint(len(OFFSETS), (4,), generator=generator)]
+        difference = confusion(case, offsets) - whole(logits, reference, offsets)
+        assert difference.abs().sum() <= 4  # a tie or two within the precision of float16
+
+
+def test_ignored_voxels_are_left_out():
+    logits, reference = noisy_case(0)
+    reference[:5] = 4  # an ignore label
+    assert confusion(reduce_case(logits, reference), torch.zeros(4)).sum() == (reference < 4).sum()
+
+
+def test_threshold_of_a_calibrated_class_is_half_its_dice():
+    """p uniform on (0, 1): Dice (1 - t^2) / (3/2 - t) is largest, 0.764, at t = (3 - sqrt(5)) / 2 = 0.382."""
+    num_voxels = 200_000
+    probability = (torch.arange(num_voxels) + 0.5) / num_voxels
+    generator = torch.Generator().manual_seed(0)
+    reference = (torch.rand(num_voxels, generator=generator) < probability).long()
+    case = reduce_case(torch.stack((torch.zeros(num_voxels), torch.logit(probability))), reference)
+    chosen = float(choose_offsets([case])[1])
+    threshold = (3 - math.sqrt(5)) / 2
+    assert chosen == min(OFFSETS, key=lambda offset: abs(offset - math.log((1 - threshold) / threshold))) == 0.5
+    dice = mean_dice([case], torch.tensor([0.0, chosen]))
+    assert dice == pytest.approx(2 * threshold, abs=0.005) and dice > mean_dice([case], torch.zeros(2)) + 0.01
+
+
+def test_a_constant_on_a_class_is_found_and_taken_back():
+    bias = (0.0, 2.0, 0.0, -3.0)
+    cases = [reduce_case(*noisy_case(seed, bias)) for seed in range(4)]
+    offsets = choose_offsets(cases)
+    assert offsets[0] == 0 and offsets[1] <= -1 and offsets[3] >= 1.5
+    without_bias = [reduce_case(*noisy_case(seed)) for seed in range(4)]
+    assert mean_dice(cases, offsets) > mean_dice(without_bias, torch.zeros(4)) - 0.01
+    assert mean_dice(cases, offsets) > mean_dice(cases, torch.zeros(4)) + 0.1
+
+
+def test_a_perfect_prediction_is_left_alone():
+    logits, reference = noisy_case(0)
+    logits = 20 * torch.nn.functional.one_hot(reference, 4).movedim(-1, 0).float() + logits.sign()
+    assert not choose_offsets([reduce_case(logits, reference)]).any()
+
+
+def test_without_foreground_nothing_is_chosen():
+    logits, reference = noisy_case(0)
+    logits[0] += 50
+    assert not choose_offsets([reduce_case(logits, torch.zeros_like(reference))]).any()
+
+
+@pytest.mark.parametrize("num_cases", [2, 7])
+def test_cross_fitted_offsets_have_not_seen_the_case(num_cases):
+    cases = [reduce_case(*noisy_case(seed, (0.0, 1.0, 0.0, -2.0), 600)) for seed in range(num_cases)]
+    dice = cross_fitted_dice(cases)
+    groups = min(5, num_cases)
+    for number, case in enumerate(cases):
+        others = [other for index, other in enumerate(cases) if index % groups != number % groups]
+        assert torch.equal(dice[number], dice_of_classes(confusion(case, choose_offsets(others))))
+
+
+def test_a_class_that_a_case_lacks_has_no_dice():
+    counts = torch.tensor([[5, 0, 0], [0, 0, 0], [1, 0, 3]])
+    dice = dice_of_classes(counts)
+    assert torch.isnan(dice[0]) and dice[1] == pytest.approx(6 / 7)
+    assert foreground_mean(torch.stack([dice, torch.tensor([0.5, 0.0])])) == pytest.approx((0.5 + 3 / 7) / 2)

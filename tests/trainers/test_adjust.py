@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint with offsets predicts the old logits plus them, in the pair and in stock nnU-Net."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tiny_data import TINY_PLANS, make_scan, write_image
+from tiny_training import make_trainer
+
+from nnunet_dhc.cli.main import main
+from nnunet_dhc.nnunet.network.adjust_model import ADJUSTED, REPORT, shifted
+from nnunet_dhc.nnunet.network.predictor import trained_predictor
+
+FOLD = {"train": ["case_0", "case_1"], "val": ["case_2", "case_3", "case_4"], "unlabeled": ["case_5"]}
+CPU = torch.device("cpu")
+COMMAND = ["adjust", "-d", "999", "-c", "3d_fullres", "-p", TINY_PLANS, "-f", "0", "-device", "cpu"]
+
+
+@pytest.fixture
+def dataset(tiny_dataset, monkeypatch, no_plots):
+    monkeypatch.setenv("nnUNet_dhc_seed", "1")
+    tiny_dataset.write_split([FOLD])
+    return tiny_dataset
+
+
+def train(dataset, name="nnUNetTrainerDHC") -> Path:
+    """A training of a few steps; its folder."""
+    if name == "nnUNetTrainer":
+        torch.manual_seed(1)
+        plans = {**dataset.plans_content(), "continue_training": False}
+        trainer = nnUNetTrainer(plans, "3d_fullres", 0, dataset.dataset_json, CPU)
+        trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 3, 8, 1
+    else:
+        trainer = make_trainer(dataset, name, num_epochs=3, num_iterations_per_epoch=8)
+    trainer.run_training()
+    return Path(trainer.output_folder)
+
+
+def shift_final(folder: Path, offsets: list[float]) -> None:
+    """Make a trained model paint some classes too large or too small."""
+    checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+    biases = [name for name in checkpoint["network_weights"] if name.endswith("seg_layers.1.bias")]
+    torch.save(shifted(checkpoint, biases, torch.tensor(offsets)), folder / "checkpoint_final.pth")
+
+
+def logits_of(folder: Path, name: str, image: torch.Tensor) -> torch.Tensor:
+    """Without the border, where nnU-Net's weights of the sliding window are too small for half precision."""
+    logits = trained_predictor(folder.parent, 0, name, CPU).predict_sliding_window_return_logits(image)
+    return logits[:, 6:-6, 6:-6, 6:-6].float()
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerDHC", "nnUNetTrainer"])
+def test_logits_are_shifted_and_the_trained_checkpoint_stays(dataset, name, capsys):
+    folder = train(dataset, name)
+    shift_final(folder, [1.0, -2.0, 0.0, 0.0])
+    final = (folder / "checkpoint_final.pth").read_bytes()
+    assert main([*COMMAND, "-tr", name]) == 0
+    said = capsys.readouterr().out
+    report = json.loads((folder / REPORT).read_text())
+    assert report["helps"], said
+    assert f"-tr {name} -p {TINY_PLANS} -f 0 -chk {ADJUSTED}" in said
+    assert report["mean_dice"]["cross_fitted"] > report["mean_dice"]["before"]
+    assert report["validation_cases"] == FOLD["val"]
+    assert (folder / "checkpoint_final.pth").read_bytes() == final
+
+    image = torch.from_numpy(make_scan(77)[0][None].astype(np.float32))
+    offsets = torch.tensor([0.0, *report["offsets"].values()])
+    before, after = (logits_of(folder, file, image) for file in ("checkpoint_final.pth", ADJUSTED))
+    assert offsets.any()
+    torch.testing.assert_close(after, before + offsets[:, None, None, None], atol=0.02, rtol=0.01)
+
+
+def test_nothing_is_written_where_offsets_do_not_help(dataset, capsys):
+    folder = train(dataset)
+    shift_final(folder, [40.0, 0.0, 0.0, 0.0])  # background everywhere, out of reach
+    (folder / ADJUSTED).write_text("of an earlier training")
+    assert main(COMMAND) == 0
+    assert "don't help on the others; nothing was written" in capsys.readouterr().out
+    assert not (folder / ADJUSTED).exists() and not json.loads((folder / REPORT).read_text())["helps"]
+
+
+def test_a_new_training_sets_the_adjusted_checkpoint_aside(dataset):
+    folder = train(dataset)
+    (folder / ADJUSTED).write_text("of the first training")
+    make_trainer(dataset).on_train_start()
+    assert not (folder / ADJUSTED).exists() and (folder / f"{ADJUSTED}.before").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["-f", "all"], "-f all: its validation cases were trained on"),
+        (["-f", "1"], "has no checkpoint_final.pth of fold 1: train them, or use -f 0 all"),
+        (["-chk", ADJUSTED], f"-chk {ADJUSTED} has offsets already"),
+        (["-d", "998"], "no trained model of dataset 998"),
+    ],
+)
+def test_refused(dataset, capsys, changes, message):
+    folder = train(dataset)
+    for fold in ("fold_0", "fold_all"):
+        (folder.parent / fold).mkdir(exist_ok=True)
+        (folder.parent / fold / ADJUSTED).touch()
+        (folder.parent / fold / "checkpoint_final.pth").touch()
+    capsys.readouterr()
+    assert main([*COMMAND, *changes]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_one_validation_case_is_not_enough(dataset, capsys):
+    train(dataset)
+    dataset.write_split([{**FOLD, "val": ["case_2"]}])
+    assert main(COMMAND) == 2
+    assert "fold 0 has 1 validation cases; to see whether offsets help it takes 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_predicts_with_nnunets_command(dataset, tmp_path):
+    folder = train(dataset)
+    shift_final(folder, [1.0, -2.0, 0.0, 0.0])
+    assert main(COMMAND) == 0
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in" / "scan_0000.nii.gz", make_scan(77)[0])
+    command = f"nnUNetv2_predict -d 999 -c 3d_fullres -p {TINY_PLANS} -f 0 -tr nnUNetTrainerDHC -device cpu -npp 1"
+    painted = {}
+    for name in ("checkpoint_final.pth", ADJUSTED):
+        files = ["-chk", name, "-i", tmp_path / "in", "-o", tmp_path / name]
+        subprocess.run([*command.split(), *files], check=True, timeout=300)
+        image = SimpleITK.ReadImage(str(tmp_path / name / "scan.nii.gz"))
+        painted[name] = np.bincount(SimpleITK.GetArrayFromImage(image).ravel(), minlength=4)
+    assert painted[ADJUSTED][1] > painted["checkpoint_final.pth"][1]
