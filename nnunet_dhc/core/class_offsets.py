@@ -21,6 +21,7 @@ OFFSETS = (0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0
 MOST_GROUPS = 5
 _REACH = 4.0
 _MOST_SWEEPS = 3
+_CHUNK = 1 << 20  # voxels that are float32 at a time
 _SMALLEST_GAIN = 1e-4  # of the mean Dice; below, the smaller offset is kept
 
 
@@ -47,16 +48,19 @@ def reduce_case(logits: Tensor, reference: Tensor) -> CaseLogits:
         reference: (*spatial), integers; voxels outside of [0, k), such as those of an ignore label, are left out.
     """
     num_classes = len(logits)
-    reference = reference.reshape(-1).long()
-    flat = logits.reshape(num_classes, -1)[:, (reference >= 0) & (reference < num_classes)]
-    reference = reference[(reference >= 0) & (reference < num_classes)]
-    best, second = flat.topk(2, dim=0).values
-    contested = best - second <= 2 * _REACH
-    return CaseLogits(
-        (flat - best)[:, contested].half(),
-        reference[contested],
-        _count(reference[~contested], flat[:, ~contested].argmax(0), num_classes),
-    )
+    kept_logits, kept_reference = [], []
+    settled = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    logits, reference = logits.reshape(num_classes, -1), reference.reshape(-1)
+    for start in range(0, len(reference), _CHUNK):
+        some, labels = logits[:, start : start + _CHUNK], reference[start : start + _CHUNK]
+        valid = (labels >= 0) & (labels < num_classes)
+        some, labels = some[:, valid].float(), labels[valid].long()
+        best, second = some.topk(2, dim=0).values
+        contested = best - second <= 2 * _REACH
+        kept_logits.append((some - best)[:, contested].half())
+        kept_reference.append(labels[contested])
+        settled += _count(labels[~contested], some[:, ~contested].argmax(0), num_classes)
+    return CaseLogits(torch.cat(kept_logits, 1), torch.cat(kept_reference), settled)
 
 
 def confusion(case: CaseLogits, offsets: Tensor) -> Tensor:
@@ -105,12 +109,17 @@ def choose_offsets(cases: Sequence[CaseLogits]) -> Tensor:
     best = foreground_mean(_dice(cases, offsets))
     if best != best:  # no case has any foreground
         return offsets
+    leaders = _leaders(cases, offsets)
     for _ in range(_MOST_SWEEPS):
         before = offsets.clone()
         for index in range(1, len(offsets)):
-            for offset, dice in zip(OFFSETS, _dice_by_offset(cases, offsets, index), strict=True):
+            chosen = offsets[index].clone()
+            for offset, dice in zip(OFFSETS, _dice_by_offset(cases, leaders, index), strict=True):
                 if dice > best + _SMALLEST_GAIN:
-                    best, offsets[index] = dice, offset
+                    best, chosen = dice, torch.tensor(offset)
+            if chosen != offsets[index]:
+                offsets[index] = chosen
+                leaders = _leaders(cases, offsets)
         if torch.equal(before, offsets):
             break
     return offsets
@@ -138,18 +147,27 @@ def _dice(cases: Sequence[CaseLogits], offsets: Tensor) -> Tensor:
     return dice_of_classes(torch.stack([confusion(case, offsets) for case in cases]))
 
 
-def _dice_by_offset(cases: Sequence[CaseLogits], offsets: Tensor, index: int) -> list[float]:
-    """Mean Dice for each of OFFSETS of one class, the others as they are."""
-    num_classes = len(offsets)
+def _leaders(cases: Sequence[CaseLogits], offsets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The two largest logits with offsets of every voxel and their classes, each (2, n)."""
+    found = [(case.logits.float() + offsets[:, None]).topk(2, dim=0) for case in cases]
+    return [(top.values, top.indices) for top in found]
+
+
+def _dice_by_offset(cases: Sequence[CaseLogits], leaders: Sequence[tuple[Tensor, Tensor]], index: int) -> list[float]:
+    """Mean Dice for each of OFFSETS of one class, the others as they are in ``leaders``."""
     confusions: list[list[Tensor]] = [[] for _ in OFFSETS]
-    for case in cases:
-        shifted = case.logits.float() + offsets[:, None]
+    for case, (values, classes) in zip(cases, leaders, strict=True):
+        num_classes = len(case.settled)
+        leads = classes[0] == index
+        others = torch.where(leads, values[1], values[0])
+        winner = torch.where(leads, classes[1], classes[0])
         own = case.logits[index].float()
-        shifted[index] = -torch.inf
-        others, winner = shifted.max(0)
+        near = own + _REACH > others
+        fixed = case.settled + _count(case.reference[~near], winner[~near], num_classes)
+        own, others, winner, reference = own[near], others[near], winner[near], case.reference[near]
         for number, offset in enumerate(OFFSETS):
             predicted = torch.where(own + offset > others, index, winner)
-            confusions[number].append(case.settled + _count(case.reference, predicted, num_classes))
+            confusions[number].append(fixed + _count(reference, predicted, num_classes))
     return [foreground_mean(dice_of_classes(torch.stack(of_offset))) for of_offset in confusions]
 
 

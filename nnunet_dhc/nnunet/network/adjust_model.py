@@ -84,7 +84,7 @@ def adjust_model(
     reduced = []
     for identifier in tqdm(cases.identifiers, desc=f"Fold {fold}: validation cases", disable=not show_progress):
         case = cases.load(identifier)
-        logits = predictor.predict_sliding_window_return_logits(case.image).float().cpu()
+        logits = predictor.predict_sliding_window_return_logits(case.image).cpu()
         reference = case.reference.long()
         reference[reference == -1] = 0  # nnU-Net's mark of the border that it cut off
         reduced.append(reduce_case(logits, reference))
