@@ -18,6 +18,9 @@ from torch import Tensor
 OFFSETS = (0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0)
 """What is tried for each class, the smallest change first."""
 
+STRENGTHS = (0.5, 1.0)
+"""Factors of the chosen offsets; from few cases, half of what is best on them may be better on others."""
+
 MOST_GROUPS = 5
 _REACH = 4.0
 _MOST_SWEEPS = 3
@@ -132,14 +135,15 @@ def cross_fitted_dice(cases: Sequence[CaseLogits]) -> Tensor:
         cases: At least two.
 
     Returns:
-        (cases, k - 1), float64.
+        (strengths, cases, k - 1), float64: for each of STRENGTHS, of the offsets times it.
     """
     groups = min(MOST_GROUPS, len(cases))
-    dice = torch.empty(len(cases), len(cases[0].settled) - 1, dtype=torch.float64)
+    dice = torch.empty(len(STRENGTHS), len(cases), len(cases[0].settled) - 1, dtype=torch.float64)
     for group in range(groups):
         offsets = choose_offsets([case for number, case in enumerate(cases) if number % groups != group])
         for number in range(group, len(cases), groups):
-            dice[number] = dice_of_classes(confusion(cases[number], offsets))
+            for index, strength in enumerate(STRENGTHS):
+                dice[index, number] = dice_of_classes(confusion(cases[number], strength * offsets))
     return dice
 
 

@@ -10,6 +10,7 @@ import torch
 
 from nnunet_dhc.core.class_offsets import (
     OFFSETS,
+    STRENGTHS,
     choose_offsets,
     confusion,
     cross_fitted_dice,
@@ -100,7 +101,9 @@ def test_cross_fitted_offsets_have_not_seen_the_case(num_cases):
     groups = min(5, num_cases)
     for number, case in enumerate(cases):
         others = [other for index, other in enumerate(cases) if index % groups != number % groups]
-        assert torch.equal(dice[number], dice_of_classes(confusion(case, choose_offsets(others))))
+        for of_strength, strength in zip(dice, STRENGTHS, strict=True):
+            expected = dice_of_classes(confusion(case, strength * choose_offsets(others)))
+            assert torch.equal(of_strength[number], expected)
 
 
 def test_a_class_that_a_case_lacks_has_no_dice():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunet_dhc.core.class_offsets import (
+    STRENGTHS,
     CaseLogits,
     choose_offsets,
     confusion,
@@ -42,7 +43,7 @@ class Adjustment:
         classes: Names of the foreground classes.
         offsets: (classes,), added to their logits.
         before: (cases, classes), Dice without offsets, NaN where neither reference nor prediction has the class.
-        cross_fitted: The same with offsets chosen on the other cases.
+        cross_fitted: The same with offsets chosen on the other cases, at the better of the two strengths.
         after: The same with ``offsets``, so optimistic.
     """
 
@@ -62,9 +63,10 @@ def adjust_model(
 ) -> Adjustment:
     """Choose offsets for a fold and write ``checkpoint_adjusted.pth`` beside its checkpoint if they help.
 
-    They help if the mean Dice of the validation cases rises with offsets that were chosen on other ones of them. The
-    Dice is that of the preprocessed space. The new checkpoint has the offsets in the bias of the last layer, no state
-    of the optimizer, and everything else of the old one, so nnU-Net predicts with it as with any other.
+    They help if the mean Dice of the validation cases rises with offsets that were chosen on other ones of them; by the
+    same measure all of them are halved or not. The Dice is that of the preprocessed space. The new checkpoint has the
+    offsets in the bias of the last layer, no state of the optimizer, and everything else of the old one, so nnU-Net
+    predicts with it as with any other.
 
     Raises:
         UserError: No validation cases of its own, labels with regions, preprocessed data gone, or a network without
@@ -88,12 +90,14 @@ def adjust_model(
         reference = case.reference.long()
         reference[reference == -1] = 0  # nnU-Net's mark of the border that it cut off
         reduced.append(reduce_case(logits, reference))
-    offsets = choose_offsets(reduced)
+    of_strengths = cross_fitted_dice(reduced)
+    best = max(range(len(STRENGTHS)), key=lambda index: foreground_mean(of_strengths[index]))
+    offsets = STRENGTHS[best] * choose_offsets(reduced)
     found = Adjustment(
         class_names(cases.label_manager, model.dataset_json)[1:],
         offsets[1:],
         _dice(reduced, torch.zeros_like(offsets)),
-        cross_fitted_dice(reduced),
+        of_strengths[best],
         _dice(reduced, offsets),
     )
     source = model.checkpoint(fold, checkpoint_name)
@@ -206,7 +210,7 @@ def _table(found: Adjustment) -> str:
     means = [foreground_mean(dice) for dice in (found.before, found.cross_fitted, found.after)]
     lines = [f"{'Dice [%]':{width}}  offset  before  on cases not chosen on  on those chosen on"]
     for name, offset, *dice in zip(found.classes, found.offsets.tolist(), *columns, strict=True):
-        lines.append(_line(f"{name:{width}}", f"{offset:+.1f}", dice))
+        lines.append(_line(f"{name:{width}}", f"{offset:+.2f}", dice))
     return "\n".join([*lines, _line(f"{'mean':{width}}", "", means)])
 
 
