@@ -13,7 +13,7 @@ import SimpleITK
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_data import TINY_PLANS, make_scan, write_image
-from tiny_training import make_trainer
+from tiny_training import assert_same, make_trainer
 
 from nnunet_dhc.cli.main import main
 from nnunet_dhc.nnunet.network.adjust_model import ADJUSTED, REPORT, shifted
@@ -78,13 +78,15 @@ def test_logits_are_shifted_and_the_trained_checkpoint_stays(dataset, name, caps
     torch.testing.assert_close(after, before + offsets[:, None, None, None], atol=0.02, rtol=0.01)
 
 
-def test_nothing_is_written_where_offsets_do_not_help(dataset, capsys):
+def test_where_offsets_do_not_help_the_network_is_the_old_one(dataset, capsys):
     folder = train(dataset)
     shift_final(folder, [40.0, 0.0, 0.0, 0.0])  # background everywhere, out of reach
-    (folder / ADJUSTED).write_text("of an earlier training")
     assert main(COMMAND) == 0
-    assert "don't help on the others; nothing was written" in capsys.readouterr().out
-    assert not (folder / ADJUSTED).exists() and not json.loads((folder / REPORT).read_text())["helps"]
+    assert "written, without offsets: chosen on some validation cases" in capsys.readouterr().out
+    assert not json.loads((folder / REPORT).read_text())["helps"]
+    before, after = (torch.load(folder / name, weights_only=False)["network_weights"]
+                     for name in ("checkpoint_final.pth", ADJUSTED))
+    assert_same(before, after)
 
 
 def test_a_new_training_sets_the_adjusted_checkpoint_aside(dataset):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class Adjustment:
 
     Attributes:
         classes: Names of the foreground classes.
-        offsets: (classes,), added to their logits.
+        offsets: (classes,), added to their logits if they help.
         before: (cases, classes), Dice without offsets, NaN where neither reference nor prediction has the class.
         cross_fitted: The same with offsets chosen on the other cases, at the better of the two strengths.
         after: The same with ``offsets``, so optimistic.
@@ -61,12 +62,12 @@ class Adjustment:
 def adjust_model(
     model: ModelFolder, fold: int | str, checkpoint_name: str, device: torch.device, show_progress: bool = True
 ) -> Adjustment:
-    """Choose offsets for a fold and write ``checkpoint_adjusted.pth`` beside its checkpoint if they help.
+    """Choose offsets for a fold and write ``checkpoint_adjusted.pth`` beside its checkpoint.
 
-    They help if the mean Dice of the validation cases rises with offsets that were chosen on other ones of them; by the
-    same measure all of them are halved or not. The Dice is that of the preprocessed space. The new checkpoint has the
-    offsets in the bias of the last layer, no state of the optimizer, and everything else of the old one, so nnU-Net
-    predicts with it as with any other.
+    Offsets that don't help are left out of it. They help if the mean Dice of the validation cases rises with offsets
+    that were chosen on other ones of them; by the same measure all of them are halved or not. The Dice is that of the
+    preprocessed space. The new checkpoint has the offsets in the bias of the last layer, no state of the optimizer, and
+    everything else of the old one, so nnU-Net predicts with it as with any other.
 
     Raises:
         UserError: No validation cases of its own, labels with regions, preprocessed data gone, or a network without
@@ -92,25 +93,18 @@ def adjust_model(
         reduced.append(reduce_case(logits, reference))
     of_strengths = cross_fitted_dice(reduced)
     best = max(range(len(STRENGTHS)), key=lambda index: foreground_mean(of_strengths[index]))
-    offsets = STRENGTHS[best] * choose_offsets(reduced)
-    found = Adjustment(
-        class_names(cases.label_manager, model.dataset_json)[1:],
-        offsets[1:],
-        _dice(reduced, torch.zeros_like(offsets)),
-        of_strengths[best],
-        _dice(reduced, offsets),
-    )
+    chosen = STRENGTHS[best] * choose_offsets(reduced)
+    none = torch.zeros_like(chosen)
+    names = class_names(cases.label_manager, model.dataset_json)[1:]
+    found = Adjustment(names, chosen[1:], _dice(reduced, none), of_strengths[best], _dice(reduced, chosen))
     source = model.checkpoint(fold, checkpoint_name)
     replace_json(
         model.fold_folder(fold) / REPORT, _report(found, cases.identifiers, checkpoint_name, file_hash(source))
     )
-    if found.helps:
-        checkpoint = torch.load(source, map_location="cpu", weights_only=False, mmap=True)
-        buffer = io.BytesIO()
-        torch.save(shifted(checkpoint, biases, offsets), buffer)
-        _write(model.checkpoint(fold, ADJUSTED), buffer.getvalue())
-    else:
-        model.checkpoint(fold, ADJUSTED).unlink(missing_ok=True)  # one of an earlier training would be misleading
+    checkpoint = torch.load(source, map_location="cpu", weights_only=False, mmap=True)
+    buffer = io.BytesIO()
+    torch.save(shifted(checkpoint, biases, chosen if found.helps else none), buffer)
+    _write(model.checkpoint(fold, ADJUSTED), buffer.getvalue())
     return found
 
 
@@ -134,20 +128,15 @@ def adjust_folds(
     model.require_checkpoints(folds, checkpoint_name)
     if checkpoint_name == ADJUSTED:
         raise UserError(f"-chk {ADJUSTED} has offsets already: give the checkpoint that it was made from")
-    helps = []
     for fold in folds:
         found = adjust_model(model, fold, checkpoint_name, device)
         say(_table(found))
-        if found.helps:
-            helps.append(str(fold))
-            say(f"{model.checkpoint(fold, ADJUSTED)} written")
-        else:
-            say(f"Fold {fold}: offsets chosen on some validation cases don't help on the others; nothing was written")
-    if helps:
-        say(
-            f"Predict with: nnUNetv2_predict -d {model.dataset} -c {model.configuration} -tr {model.trainer} "
-            f"-p {model.plans_identifier} -f {' '.join(helps)} -chk {ADJUSTED} -i IMAGES -o OUT"
-        )
+        useless = "" if found.helps else ", without offsets: chosen on some validation cases, they don't help on others"
+        say(f"{model.checkpoint(fold, ADJUSTED)} written{useless}")
+    say(
+        f"Predict with: nnUNetv2_predict -d {model.dataset} -c {model.configuration} -tr {model.trainer} "
+        f"-p {model.plans_identifier} -f {' '.join(map(str, folds))} -chk {ADJUSTED} -i IMAGES -o OUT"
+    )
 
 
 def _output_biases(network: nn.Module) -> list[str]:
@@ -172,7 +161,7 @@ def _dice(cases: Sequence[CaseLogits], offsets: Tensor) -> Tensor:
     return dice_of_classes(torch.stack([confusion(case, offsets) for case in cases]))
 
 
-def _write(path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> None:
     try:
         replace_file(path, content)
     except OSError as error:
