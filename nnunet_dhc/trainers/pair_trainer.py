@@ -426,7 +426,7 @@ class PairTrainer(ReliableTrainer):
         if self.local_rank == 0:
             self.files.log_epoch(self, epoch)
         if self.current_epoch < self.num_epochs:
-            due.insert(0, self.files.path("checkpoint_latest.pth"))
+            due.append(self.files.path("checkpoint_latest.pth"))  # last: a run killed in between does the epoch again
         self._save(due, finished_epochs=self.current_epoch)
 
     # ---- checkpoints ----
