@@ -21,7 +21,7 @@ OFFSETS = (0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0
 STRENGTHS = (0.5, 1.0)
 """Factors of the chosen offsets; from few cases, half of what is best on them may be better on others."""
 
-MOST_GROUPS = 5
+_MOST_GROUPS = 5
 _REACH = 4.0
 _MOST_SWEEPS = 3
 _CHUNK = 1 << 20  # voxels that are float32 at a time
@@ -90,6 +90,11 @@ def dice_of_classes(confusions: Tensor) -> Tensor:
     return (2 * counts.diagonal(dim1=-2, dim2=-1) / sizes)[..., 1:]  # 0 / 0 is NaN
 
 
+def dice_of_cases(cases: Sequence[CaseLogits], offsets: Tensor) -> Tensor:
+    """``dice_of_classes`` of each case with the same offsets, (cases, k - 1)."""
+    return dice_of_classes(torch.stack([confusion(case, offsets) for case in cases]))
+
+
 def foreground_mean(dice: Tensor) -> float:
     """nnU-Net's mean: over cases for each class, then over classes; NaN without any value.
 
@@ -109,7 +114,7 @@ def choose_offsets(cases: Sequence[CaseLogits]) -> Tensor:
         (k,), float32, that of the background (the first class) 0.
     """
     offsets = torch.zeros(len(cases[0].settled))
-    best = foreground_mean(_dice(cases, offsets))
+    best = foreground_mean(dice_of_cases(cases, offsets))
     if best != best:  # no case has any foreground
         return offsets
     leaders = _leaders(cases, offsets)
@@ -137,7 +142,7 @@ def cross_fitted_dice(cases: Sequence[CaseLogits]) -> Tensor:
     Returns:
         (strengths, cases, k - 1), float64: for each of STRENGTHS, of the offsets times it.
     """
-    groups = min(MOST_GROUPS, len(cases))
+    groups = min(_MOST_GROUPS, len(cases))
     dice = torch.empty(len(STRENGTHS), len(cases), len(cases[0].settled) - 1, dtype=torch.float64)
     for group in range(groups):
         offsets = choose_offsets([case for number, case in enumerate(cases) if number % groups != group])
@@ -145,10 +150,6 @@ def cross_fitted_dice(cases: Sequence[CaseLogits]) -> Tensor:
             for index, strength in enumerate(STRENGTHS):
                 dice[index, number] = dice_of_classes(confusion(cases[number], strength * offsets))
     return dice
-
-
-def _dice(cases: Sequence[CaseLogits], offsets: Tensor) -> Tensor:
-    return dice_of_classes(torch.stack([confusion(case, offsets) for case in cases]))
 
 
 def _leaders(cases: Sequence[CaseLogits], offsets: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -15,11 +15,9 @@ from tqdm import tqdm
 
 from nnunet_dhc.core.class_offsets import (
     STRENGTHS,
-    CaseLogits,
     choose_offsets,
-    confusion,
     cross_fitted_dice,
-    dice_of_classes,
+    dice_of_cases,
     foreground_mean,
     reduce_case,
 )
@@ -96,15 +94,15 @@ def adjust_model(
     chosen = STRENGTHS[best] * choose_offsets(reduced)
     none = torch.zeros_like(chosen)
     names = class_names(cases.label_manager, model.dataset_json)[1:]
-    found = Adjustment(names, chosen[1:], _dice(reduced, none), of_strengths[best], _dice(reduced, chosen))
+    before, after = dice_of_cases(reduced, none), dice_of_cases(reduced, chosen)
+    found = Adjustment(names, chosen[1:], before, of_strengths[best], after)
     source = model.checkpoint(fold, checkpoint_name)
-    replace_json(
-        model.fold_folder(fold) / REPORT, _report(found, cases.identifiers, checkpoint_name, file_hash(source))
-    )
     checkpoint = torch.load(source, map_location="cpu", weights_only=False, mmap=True)
     buffer = io.BytesIO()
     torch.save(shifted(checkpoint, biases, chosen if found.helps else none), buffer)
     _write(model.checkpoint(fold, ADJUSTED), buffer.getvalue())
+    report = _report(found, cases.identifiers, checkpoint_name, file_hash(source))
+    replace_json(model.fold_folder(fold) / REPORT, report)
     return found
 
 
@@ -155,10 +153,6 @@ def _output_biases(network: nn.Module) -> list[str]:
             )
         found.append(names[id(bias)])
     return found
-
-
-def _dice(cases: Sequence[CaseLogits], offsets: Tensor) -> Tensor:
-    return dice_of_classes(torch.stack([confusion(case, offsets) for case in cases]))
 
 
 def _write(path: Path, content: bytes) -> None:
