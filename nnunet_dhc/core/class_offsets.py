@@ -66,6 +66,19 @@ def reduce_case(logits: Tensor, reference: Tensor) -> CaseLogits:
     return CaseLogits(torch.cat(kept_logits, 1), torch.cat(kept_reference), settled)
 
 
+def reduce_regions(logits: Tensor, members: Tensor) -> list[CaseLogits]:
+    """Overlapping regions, each under a sigmoid: each as two classes, of which the first has a logit of 0.
+
+    Args:
+        logits: (r, *spatial), floating point.
+        members: (r, *spatial), integers: 1 in the region, 0 outside, -1 where the voxel is left out.
+    """
+    return [
+        reduce_case(torch.stack((torch.zeros_like(logit), logit)), member)
+        for logit, member in zip(logits, members, strict=True)
+    ]
+
+
 def confusion(case: CaseLogits, offsets: Tensor) -> Tensor:
     """Voxels of a case by reference (rows) and prediction (columns), (k, k), int64.
 

@@ -18,6 +18,7 @@ from nnunet_dhc.core.class_offsets import (
     dice_of_classes,
     foreground_mean,
     reduce_case,
+    reduce_regions,
 )
 
 
@@ -57,6 +58,19 @@ def test_ignored_voxels_are_left_out():
     logits, reference = noisy_case(0)
     reference[:5] = 4  # an ignore label
     assert confusion(reduce_case(logits, reference), torch.zeros(4)).sum() == (reference < 4).sum()
+
+
+def test_regions_overlap_and_each_is_above_0_or_not():
+    logits = noisy_case(0)[0].half().float()
+    members = (noisy_case(1)[0] > 0.3).long()
+    members[:, :3] = -1  # an ignore label
+    for region, case in enumerate(reduce_regions(logits, members)):
+        for offset in OFFSETS:
+            predicted, labeled = logits[region, 3:] + offset > 0, members[region, 3:] == 1
+            counts = confusion(case, torch.tensor([0.0, offset]))
+            expected = [[(~labeled & ~predicted).sum(), (~labeled & predicted).sum()],
+                        [(labeled & ~predicted).sum(), (labeled & predicted).sum()]]
+            assert torch.equal(counts, torch.tensor(expected))
 
 
 def test_threshold_of_a_calibrated_class_is_half_its_dice():

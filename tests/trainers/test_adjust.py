@@ -14,6 +14,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_data import TINY_PLANS, make_scan, write_image
 from tiny_training import assert_same, make_trainer
+from variants import REGIONS, make_variant
 
 from nnunet_dhc.cli.main import main
 from nnunet_dhc.nnunet.network.adjust_model import ADJUSTED, REPORT, shifted
@@ -60,7 +61,7 @@ def logits_of(folder: Path, name: str, image: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["nnUNetTrainerDHC", "nnUNetTrainer"])
 def test_logits_are_shifted_and_the_trained_checkpoint_stays(dataset, name, capsys):
     folder = train(dataset, name)
-    shift_final(folder, [1.0, -2.0, 0.0, 0.0])
+    shift_final(folder, [-3.0, -1.0, -1.0])
     final = (folder / "checkpoint_final.pth").read_bytes()
     assert main([*COMMAND, "-tr", name]) == 0
     said = capsys.readouterr().out
@@ -78,9 +79,28 @@ def test_logits_are_shifted_and_the_trained_checkpoint_stays(dataset, name, caps
     torch.testing.assert_close(after, before + offsets[:, None, None, None], atol=0.02, rtol=0.01)
 
 
+@pytest.mark.parametrize("ignore", [False, True])
+def test_regions(tmp_path, monkeypatch, ignore, no_plots, no_process_pools, capsys):
+    monkeypatch.setenv("nnUNet_dhc_seed", "1")
+    dataset = make_variant(tmp_path / "nnunet", monkeypatch, REGIONS, ignore=ignore)
+    dataset.write_split([{"train": ["case_0", "case_1"], "val": ["case_2", "case_3"], "unlabeled": []}])
+    folder = train(dataset)
+    shift_final(folder, [-2.0, 0.0, 0.0])
+    assert main(COMMAND) == 0
+    report = json.loads((folder / REPORT).read_text())
+    assert list(report["offsets"]) == ["whole", "core", "small"] and report["helps"], capsys.readouterr().out
+    assert report["offsets"]["whole"] > 0
+    assert report["dice"]["cross_fitted"]["whole"] > report["dice"]["before"]["whole"]
+
+    image = torch.from_numpy(make_scan(77)[0][None].astype(np.float32))
+    before, after = (logits_of(folder, file, image) for file in ("checkpoint_final.pth", ADJUSTED))
+    offsets = torch.tensor(list(report["offsets"].values()))
+    torch.testing.assert_close(after, before + offsets[:, None, None, None], atol=0.02, rtol=0.01)
+
+
 def test_where_offsets_do_not_help_the_network_is_the_old_one(dataset, capsys):
     folder = train(dataset)
-    shift_final(folder, [40.0, 0.0, 0.0, 0.0])  # background everywhere, out of reach
+    shift_final(folder, [-40.0, -40.0, -40.0])  # background everywhere, out of reach
     assert main(COMMAND) == 0
     assert "written, without offsets: chosen on some validation cases" in capsys.readouterr().out
     assert not json.loads((folder / REPORT).read_text())["helps"]
@@ -127,7 +147,7 @@ def test_one_validation_case_is_not_enough(dataset, capsys):
 @pytest.mark.slow
 def test_predicts_with_nnunets_command(dataset, tmp_path):
     folder = train(dataset)
-    shift_final(folder, [1.0, -2.0, 0.0, 0.0])
+    shift_final(folder, [-3.0, -1.0, -1.0])
     assert main(COMMAND) == 0
     (tmp_path / "in").mkdir()
     write_image(tmp_path / "in" / "scan_0000.nii.gz", make_scan(77)[0])

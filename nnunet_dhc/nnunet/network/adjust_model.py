@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunet_dhc.core.class_offsets import (
     STRENGTHS,
+    CaseLogits,
     choose_offsets,
     cross_fitted_dice,
     dice_of_cases,
     foreground_mean,
     reduce_case,
+    reduce_regions,
 )
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_file, replace_json
@@ -39,7 +42,7 @@ class Adjustment:
     """What was chosen for one fold, and what it does to the validation cases.
 
     Attributes:
-        classes: Names of the foreground classes.
+        classes: Names of the foreground classes or regions.
         offsets: (classes,), added to their logits if they help.
         before: (cases, classes), Dice without offsets, NaN where neither reference nor prediction has the class.
         cross_fitted: The same with offsets chosen on the other cases, at the better of the two strengths.
@@ -65,17 +68,15 @@ def adjust_model(
     Offsets that don't help are left out of it. They help if the mean Dice of the validation cases rises with offsets
     that were chosen on other ones of them; by the same measure all of them are halved or not. The Dice is that of the
     preprocessed space. The new checkpoint has the offsets in the bias of the last layer, no state of the optimizer, and
-    everything else of the old one, so nnU-Net predicts with it as with any other.
+    everything else of the old one, so nnU-Net predicts with it as with any other. Regions are scored as their sigmoid
+    outputs say, before nnU-Net writes them into one label map.
 
     Raises:
-        UserError: No validation cases of its own, labels with regions, preprocessed data gone, or a network without
-            the layer.
+        UserError: No validation cases of its own, preprocessed data gone, or a network without the layer.
     """
     if fold == "all":
         raise UserError("-f all: its validation cases were trained on, so they can't tell; adjust a numbered fold")
     cases = ValidationCases(model, fold, "bring the preprocessed data back")
-    if cases.label_manager.has_regions:
-        raise UserError(f"{model.dataset} has labels with regions, for which offsets can't be chosen yet")
     if len(cases.identifiers) < 2:
         raise UserError(
             f"fold {fold} has {len(cases.identifiers)} validation cases; to see whether offsets help it takes 2"
@@ -86,20 +87,13 @@ def adjust_model(
     for identifier in tqdm(cases.identifiers, desc=f"Fold {fold}: validation cases", disable=not show_progress):
         case = cases.load(identifier)
         logits = predictor.predict_sliding_window_return_logits(case.image).cpu()
-        reference = case.reference.long()
-        reference[reference == -1] = 0  # nnU-Net's mark of the border that it cut off
-        reduced.append(reduce_case(logits, reference))
-    of_strengths = cross_fitted_dice(reduced)
-    best = max(range(len(STRENGTHS)), key=lambda index: foreground_mean(of_strengths[index]))
-    chosen = STRENGTHS[best] * choose_offsets(reduced)
-    none = torch.zeros_like(chosen)
+        reduced.append(_reduce(logits, case.reference.long(), cases.label_manager))
     names = class_names(cases.label_manager, model.dataset_json)[1:]
-    before, after = dice_of_cases(reduced, none), dice_of_cases(reduced, chosen)
-    found = Adjustment(names, chosen[1:], before, of_strengths[best], after)
+    found = _choose(names, list(zip(*reduced, strict=True)))
     source = model.checkpoint(fold, checkpoint_name)
     checkpoint = torch.load(source, map_location="cpu", weights_only=False, mmap=True)
     buffer = io.BytesIO()
-    torch.save(shifted(checkpoint, biases, chosen if found.helps else none), buffer)
+    torch.save(shifted(checkpoint, biases, found.helps * found.offsets), buffer)
     _write(model.checkpoint(fold, ADJUSTED), buffer.getvalue())
     report = _report(found, cases.identifiers, checkpoint_name, file_hash(source))
     replace_json(model.fold_folder(fold) / REPORT, report)
@@ -107,10 +101,11 @@ def adjust_model(
 
 
 def shifted(checkpoint: Mapping[str, Any], biases: Sequence[str], offsets: Tensor) -> dict[str, Any]:
-    """A checkpoint whose logits are those of ``checkpoint`` plus ``offsets``, without the state of the optimizer."""
+    """A checkpoint whose foreground logits are those of the old one plus ``offsets``, without the optimizer's state."""
     weights = dict(checkpoint["network_weights"])
     for name in biases:
-        weights[name] = weights[name] + offsets.to(weights[name].dtype)
+        weights[name] = weights[name].clone()
+        weights[name][-len(offsets) :] += offsets  # the background, if there is one, comes first
     settings = {"state": {}, "param_groups": checkpoint["optimizer_state"]["param_groups"]}
     return {**checkpoint, "network_weights": weights, "optimizer_state": settings}
 
@@ -135,6 +130,29 @@ def adjust_folds(
         f"Predict with: nnUNetv2_predict -d {model.dataset} -c {model.configuration} -tr {model.trainer} "
         f"-p {model.plans_identifier} -f {' '.join(map(str, folds))} -chk {ADJUSTED} -i IMAGES -o OUT"
     )
+
+
+def _reduce(logits: Tensor, reference: Tensor, labels: LabelManager) -> list[CaseLogits]:
+    """What is decided by itself: all classes together, or each region."""
+    reference[reference == -1] = 0  # nnU-Net's mark of the border that it cut off
+    if not labels.has_regions:
+        return [reduce_case(logits, reference)]
+    members = torch.stack([torch.isin(reference, torch.as_tensor(region)) for region in labels.foreground_regions])
+    if labels.has_ignore_label:
+        return reduce_regions(logits, members.long().masked_fill(reference == labels.ignore_label, -1))
+    return reduce_regions(logits, members.long())
+
+
+def _choose(names: list[str], decisions: Sequence[Sequence[CaseLogits]]) -> Adjustment:
+    """The adjustment by what each decision says of the cases: classes have one, of regions each has its own."""
+    of_strengths = torch.cat([cross_fitted_dice(cases) for cases in decisions], -1)
+    best = max(range(len(STRENGTHS)), key=lambda index: foreground_mean(of_strengths[index]))
+    offsets = [STRENGTHS[best] * choose_offsets(cases) for cases in decisions]
+    before, after = (
+        torch.cat([dice_of_cases(cases, factor * chosen) for cases, chosen in zip(decisions, offsets, strict=True)], -1)
+        for factor in (0, 1)
+    )
+    return Adjustment(names, torch.cat([chosen[1:] for chosen in offsets]), before, of_strengths[best], after)
 
 
 def _output_biases(network: nn.Module) -> list[str]:
