@@ -70,6 +70,11 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
                             dataset_json=dataset_json, channel=_first_channel(dataset_json))
     if references:
         _check_predictions(collection, allow_different)
+    for row in rows:
+        if leftovers := [case for run in row.runs for case in run.leftovers]:
+            note = (f"{row.name}: {len(leftovers)} predictions in its validation folders are not of its validation "
+                    "cases, but left from an earlier split; they were not scored.")
+            collection.notes.append(Note(note, note))
     if raw is not None:
         collection.images = _raw_images(raw, dataset_json, ending, collection)
     return collection
@@ -159,23 +164,54 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
         predictions = _prediction_files(folder / "validation", ending) if validated else {}
         run = Run(repeat, fold, predictions, read_run(folder))
         split = splits[int(fold)] if fold.isdigit() and int(fold) < len(splits) else None
-        run.labeled = _labeled_cases(run.record, None if _changed_since(folder, preprocessed) else split)
-        if validated and split and (missing_cases := sorted(set(split.get("val", ())) - set(predictions))):
-            raise UserError(f"{folder / 'validation'} lacks {len(missing_cases)} of {len(split['val'])} validation "
-                            f"cases ({missing_cases[0]} ...): finish it with nnUNetv2_train ... {fold} --val.")
+        split = None if _changed_since(folder, preprocessed) else split
+        run.labeled = _labeled_cases(run.record, split)
+        if validated:
+            _keep_own_predictions(run, _validation_cases(run.record, split), folder / "validation")
         runs.append(run)
     return runs
+
+
+def _keep_own_predictions(run: Run, cases: list[str] | None, folder: Path) -> None:
+    """Leave out what an earlier training with another split left in the folder, which nnU-Net never empties.
+
+    Raises:
+        UserError: A validation case of this training has no prediction, or nothing tells which predictions are its own.
+    """
+    if cases is None:
+        counted = run.record.counted_cases if run.record is not None else None
+        if counted is not None and len(run.predictions) > counted[1]:
+            raise UserError(f"{folder} holds {len(run.predictions)} predictions, and by its log the training has "
+                            f"{counted[1]} validation cases: others are left from an earlier split. Delete the folder "
+                            f"and run nnUNetv2_train ... {run.fold} --val with the split of this training.")
+        return
+    if missing := sorted(set(cases) - set(run.predictions)):
+        raise UserError(f"{folder} lacks {len(missing)} of {len(cases)} validation cases ({missing[0]} ...): finish it "
+                        f"with nnUNetv2_train ... {run.fold} --val.")
+    run.leftovers = sorted(set(run.predictions) - set(cases))
+    run.predictions = {case: run.predictions[case] for case in cases}
+
+
+def _validation_cases(record: RunRecord | None, split: dict[str, Any] | None) -> list[str] | None:
+    """From the run's own record; for a stock run from the split file, if it still fits what the log counted."""
+    if record is not None and record.validation is not None:
+        return record.validation
+    return _listed_cases(record, split, "val", 1)
 
 
 def _labeled_cases(record: RunRecord | None, split: dict[str, Any] | None) -> list[str] | None:
     """From the run's own record; for a stock run from the split file, if it still fits what the log counted."""
     if record is not None and record.labeled is not None:
         return record.labeled
+    return _listed_cases(record, split, "train", 0)
+
+
+def _listed_cases(record: RunRecord | None, split: dict[str, Any] | None, key: str, place: int) -> list[str] | None:
     if split is None:
         return None
-    labeled = sorted(str(case) for case in split.get("train", ()))
+    cases = sorted(str(case) for case in split.get(key, ()))
     counted = record.counted_cases if record is not None else None
-    return labeled if counted is None or counted[0] == len(labeled) else None
+    return cases if counted is None or counted[place] == len(cases) else None
 
 
 def _changed_since(fold_folder: Path, preprocessed: Path | None) -> bool:

@@ -22,13 +22,18 @@ class Note(NamedTuple):
 
 @dataclass
 class Run:
-    """One fold of one repeat of a row; ``labeled`` is None where nothing tells the labeled cases."""
+    """One fold of one repeat of a row.
+
+    ``labeled`` is None where nothing tells the labeled cases; ``leftovers`` are cases whose predictions lie in the
+    validation folder though this training didn't validate them.
+    """
 
     repeat: int
     fold: str
     predictions: dict[str, Path]
     record: RunRecord | None = None
     labeled: list[str] | None = None
+    leftovers: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -76,7 +81,7 @@ class Collection:
         def renamed(files: dict[str, Path]) -> dict[str, Path]:
             return {names[case]: path for case, path in files.items() if case in names}
 
-        rows = [replace(row, runs=[replace(run, predictions=renamed(run.predictions), labeled=None,
+        rows = [replace(row, runs=[replace(run, predictions=renamed(run.predictions), labeled=None, leftovers=[],
                                            record=run.record and run.record.anonymous())
                                    for run in row.runs]) for row in self.rows]
         return replace(self, rows=rows, references=renamed(self.references), images=renamed(self.images),

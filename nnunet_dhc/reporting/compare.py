@@ -181,7 +181,9 @@ def _statistics_notes(tables: Sequence[RowScores]) -> list[str]:
         f"A difference is claimed only with {MIN_CASES_FOR_CLAIM} cases or more, an interval without 0 and a "
         "corrected p below 0.05. Bold: claimed, and the interval against every other row excludes 0; never a mean "
         "that leaves out structures which another row finds.",
-        "A pair of scores enters a difference where both rows have a value.",
+        "A pair of scores enters a difference where both rows have a value. A structure that a case lacks and one row "
+        "alone paints enters the difference in Dice as 0 against 1, and the mean of the other row not at all, so a "
+        "difference may be another one than that of the means.",
     ]
     if all(len(table.row.repeats) == 1 for table in tables):
         notes.append("One training per row: the intervals hold the variation between cases, not the variation between "

@@ -11,6 +11,7 @@ import numpy as np
 from nnunet_dhc.reporting.protocols import Metric, Protocol
 from nnunet_dhc.reporting.score_tables import RowScores, case_means, column_sets
 from nnunet_dhc.reporting.statistics import (
+    Array,
     Interval,
     claim,
     class_mean_interval,
@@ -46,8 +47,9 @@ def differences_from(baseline: RowScores, others: Sequence[RowScores], protocol:
 
 def _difference(row: RowScores, baseline: RowScores, metric: Metric,
                 groups: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Differences on the cases where both have a value."""
-    matrix = row.matrix(metric.key) - baseline.matrix(metric.key)
+    """Differences on the cases where both have a value, or one of them and the other is rightly empty."""
+    of_row, of_baseline = _side_by_side([row.matrix(metric.key), baseline.matrix(metric.key)], metric)
+    matrix = of_row - of_baseline
     sets = column_sets(groups)
     intervals = class_mean_interval(matrix, list(sets.values()))
     whole = {name: {**interval.as_json(), "p": wilcoxon_p(case_means(matrix[:, columns]))}
@@ -81,16 +83,26 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
             result[metric.key][scope] = None
             if best is None or len(rows) < 2:
                 continue
-            values = [int((~np.isnan(matrix[:, columns])).sum()) for matrix in matrices]
+            beside = _side_by_side(matrices, metric)
+            values = [int((~np.isnan(matrix[:, columns])).sum()) for matrix in beside]
             if values[best] < max(values):
                 continue
             claims_of_best = claims.get(rows[best].row.name)
             if claims_of_best is not None and _in_scope(claims_of_best[metric.key], scope)["claim"] != "better":
                 continue
-            if all(_beats(sign * (matrices[best] - matrices[other]), columns)
-                   for other in range(len(rows)) if other != best):
+            pairs = [_side_by_side([matrices[best], matrix], metric)
+                     for index, matrix in enumerate(matrices) if index != best]
+            if all(_beats(sign * (of_best - of_other), columns) for of_best, of_other in pairs):
                 result[metric.key][scope] = rows[best].row.name
     return result
+
+
+def _side_by_side(matrices: Sequence[Array], metric: Metric) -> list[Array]:
+    """Scores of several rows, each (cases, structures), with what no score is worth where another row has one."""
+    if metric.rightly_empty is None:
+        return list(matrices)
+    scored = ~np.isnan(np.stack(matrices)).all(axis=0)
+    return [np.where(np.isnan(matrix) & scored, metric.rightly_empty, matrix) for matrix in matrices]
 
 
 def _class_mean(matrix: Any, columns: Sequence[int]) -> float | None:

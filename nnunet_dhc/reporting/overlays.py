@@ -63,7 +63,7 @@ def _most_different_cases(means: NDArray[np.float64], higher_is_better: bool) ->
 
 def _case_pictures(case: str, collection: Collection) -> list[dict[str, Any]]:
     image = read_oriented(collection.images[case])
-    reference = read_oriented(collection.references[case]).voxels
+    reference = _read_labels(collection.references[case])
     shown = [(row.name, next(run.predictions[case] for run in row.runs if case in run.predictions))
              for row in collection.rows]
     predictions = [(name, _same_shape(path, reference)) for name, path in shown]
@@ -80,8 +80,14 @@ def _case_pictures(case: str, collection: Collection) -> list[dict[str, Any]]:
             for axis in planes]
 
 
-def _same_shape(path: Path, reference: Labels) -> Labels:
+def _read_labels(path: Path) -> Labels:
+    """A label map that was scored before, so whole numbers, in whatever type the file has."""
     voxels = read_oriented(path).voxels
+    return voxels if np.issubdtype(voxels.dtype, np.integer) else np.rint(voxels).astype(np.int64)
+
+
+def _same_shape(path: Path, reference: Labels) -> Labels:
+    voxels = _read_labels(path)
     if voxels.shape != reference.shape:
         raise UserError(f"a prediction has shape {voxels.shape}, the reference {reference.shape}")
     return voxels

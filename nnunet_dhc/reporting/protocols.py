@@ -12,7 +12,12 @@ from nnunet_dhc.reporting.surface_distances import SurfaceDistances
 
 @dataclass(frozen=True)
 class Metric:
-    """A score per case and structure; ``scale`` and ``digits`` say how it is printed."""
+    """A score per case and structure; ``scale`` and ``digits`` say how it is printed.
+
+    ``rightly_empty`` is what no score is worth beside a score of another row: for Dice, which has none only where the
+    structure is absent and not predicted, the best one. Without it, a row that paints absent structures would pay for
+    them in its mean and not in its differences. None: such a pair is left out.
+    """
 
     key: str
     label: str
@@ -21,6 +26,7 @@ class Metric:
     scale: float = 1.0
     digits: int = 2
     definition: str = ""
+    rightly_empty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Protocol:
 STANDARD = Protocol(
     name="standard",
     metrics=(
-        Metric("dice", "Dice", "%", True, 100.0, 1, "2|P∩R| / (|P|+|R|), in percent"),
+        Metric("dice", "Dice", "%", True, 100.0, 1, "2|P∩R| / (|P|+|R|), in percent", rightly_empty=1.0),
         Metric("hd95_mm", "HD95", "mm", False, 1.0, 1,
                "larger of the two directed 95th percentiles of the surface distances"),
         Metric("assd_mm", "ASSD", "mm", False, 1.0, 2, "mean of all surface distances of both directions"),

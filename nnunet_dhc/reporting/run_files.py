@@ -37,6 +37,10 @@ class RunRecord:
         return case_list(self.manifest, "labeled")
 
     @property
+    def validation(self) -> list[str] | None:
+        return case_list(self.manifest, "validation")
+
+    @property
     def unlabeled_count(self) -> int | None:
         return case_count(self.manifest, "unlabeled")
 

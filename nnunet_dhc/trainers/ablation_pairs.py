@@ -6,8 +6,8 @@ They differ in two words each, so they stand together: the table of the paper is
 
 from dataclasses import replace
 
+from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 from nnunet_dhc.trainers.dhc_released import nnUNetTrainerDHCReleased
-from nnunet_dhc.trainers.pair_trainer import PairTrainer
 
 _RELEASED = replace(nnUNetTrainerDHCReleased.recipe, weighting_mode="robust", initialization_b="xavier")
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross pseudo supervision without class weights: the baseline of DHC's ablation ("Org-Org")."""
 
+from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 from nnunet_dhc.nnunet.training.recipe import Recipe
-from nnunet_dhc.trainers.pair_trainer import PairTrainer
 
 # What the systems of DHC's tables share in the released code: losses, ramp and initialisation of the pair.
 BASELINE = Recipe(

@@ -3,8 +3,8 @@
 
 from dataclasses import replace
 
+from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 from nnunet_dhc.trainers.cps import BASELINE
-from nnunet_dhc.trainers.pair_trainer import PairTrainer
 
 
 class nnUNetTrainerCReST(PairTrainer):

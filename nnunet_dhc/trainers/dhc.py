@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DHC as recommended: A weighted by DiffDW, B by DistDW, on nnU-Net's losses; the weights differ less and less."""
 
+from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 from nnunet_dhc.nnunet.training.recipe import Recipe
-from nnunet_dhc.trainers.pair_trainer import PairTrainer
 
 
 class nnUNetTrainerDHC(PairTrainer):

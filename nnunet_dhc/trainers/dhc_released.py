@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the released code of DHC computes, on nnU-Net's optimiser, augmentation and sampling."""
 
+from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 from nnunet_dhc.nnunet.training.recipe import Recipe
-from nnunet_dhc.trainers.pair_trainer import PairTrainer
 
 
 class nnUNetTrainerDHCReleased(PairTrainer):

@@ -3,8 +3,8 @@
 
 from dataclasses import replace
 
+from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 from nnunet_dhc.trainers.dhc import nnUNetTrainerDHC
-from nnunet_dhc.trainers.pair_trainer import PairTrainer
 
 
 class nnUNetTrainerPairSupervised(PairTrainer):

@@ -121,7 +121,7 @@ def test_functions_named_in_the_docs_exist(page):
 def test_contract_names_every_overridden_method():
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    from nnunet_dhc.trainers.pair_trainer import PairTrainer
+    from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 
     classes = [cls for cls in PairTrainer.__mro__ if cls.__module__.startswith("nnunet_dhc.")]
     members = [member for cls in classes for member in vars(cls).items()]

@@ -60,10 +60,10 @@ def test_a_missing_fold_is_refused(tree):
 
 
 def test_other_cases_are_refused_or_left_out(tree):
-    tree.add_stock().add_pair("nnUNetTrainerDHC")
+    tree.add_stock().add_stock("nnUNetTrainer_8epochs", epochs=8)
     (tree.preprocessed / DATASET / "splits_final.json").unlink()  # nothing else tells which cases are expected
-    (tree.model("nnUNetTrainerDHC") / "fold_0" / "validation" / "patient_01.nii.gz").unlink()
-    selection = Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"])
+    (tree.model("nnUNetTrainer_8epochs") / "fold_0" / "validation" / "patient_01.nii.gz").unlink()
+    selection = Selection("901", ["nnUNetTrainer", "nnUNetTrainer_8epochs"])
     with pytest.raises(UserError, match="patient_01 only in nnUNetTrainer"):
         collect_trainings(selection)
     found = collect_trainings(selection, allow_different=True)
@@ -103,6 +103,41 @@ def test_a_new_split_of_the_same_size_says_nothing_of_a_stock_run(tree):
     found = collect_trainings(Selection("901", ["nnUNetTrainer"]))
     assert found.rows[0].runs[0].labeled is None
     assert any("could not be checked" in note.text for note in found.notes)
+
+
+def split_anew(tree) -> None:
+    """After the trainings, cases that were for validation are labeled."""
+    write_json(splits := tree.preprocessed / DATASET / "splits_final.json",
+               [{"train": fold, "val": tree.labeled} for fold in tree.folds])
+    logs = [path.stat().st_mtime for path in tree.results.rglob("training_log_*.txt")]
+    os.utime(splits, (max(logs) + 60,) * 2)
+
+
+def test_trainings_from_before_a_new_split_are_compared_on_their_own_cases(tree):
+    tree.add_stock().add_pair("nnUNetTrainerDHC")
+    split_anew(tree)
+    found = collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"]))
+    assert list(found.references) == sorted(tree.cases)
+
+
+def test_predictions_of_an_earlier_split_are_left_out(tree):
+    """nnU-Net never empties the validation folder."""
+    tree.add_pair("nnUNetTrainerDHC")
+    old = tree.model("nnUNetTrainerDHC") / "fold_0" / "validation" / f"{tree.folds[1][0]}.nii.gz"
+    write_volume(old, boxes())
+    found = collect_trainings(Selection("901", ["nnUNetTrainerDHC"], folds=["0"]))
+    assert list(found.references) == tree.folds[0]
+    assert any("nnUNetTrainerDHC: 1 predictions in its validation folders" in note.text for note in found.notes)
+
+
+def test_predictions_of_an_earlier_split_in_a_stock_training(tree):
+    tree.add_stock()
+    write_volume(tree.model("nnUNetTrainer") / "fold_0" / "validation" / f"{tree.folds[1][0]}.nii.gz", boxes())
+    selection = Selection("901", ["nnUNetTrainer"], folds=["0"])
+    assert list(collect_trainings(selection).references) == tree.folds[0]
+    split_anew(tree)  # now nothing tells which four of the five they are
+    with pytest.raises(UserError, match="holds 5 predictions, and by its log the training has 4 validation cases"):
+        collect_trainings(selection)
 
 
 def test_what_is_not_there_is_named(tree):

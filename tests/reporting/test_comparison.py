@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from made_up import boxes, dataset_json, write_json, write_volume
 
 from nnunet_dhc.errors import UserError
@@ -350,3 +351,33 @@ def test_2d_color_pictures(tmp_path):
     # 6 x 6 pixels, 5 of 6 columns in common.
     assert found["rows"][0]["scores"]["dice"]["structures"]["1"]["mean"] == pytest.approx(5 / 6)
     assert [plane["plane"] for plane in found["overlays"][0]["planes"]] == ["slice"]
+
+
+def test_label_maps_of_floating_point_numbers_are_shown(tree):
+    tree.add_stock().add_stock("nnUNetTrainer_8epochs", epochs=8, shift=1)
+    for folder in (tree.preprocessed, tree.model("nnUNetTrainer")):
+        for path in folder.rglob("patient_*.nii.gz"):
+            write_volume(path, sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(np.float32))
+    collection = collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainer_8epochs"]))
+    comparison = build_comparison(collection, Options())
+    assert len(comparison["overlays"]) > 0 and not any("No picture" in note for note in comparison["notes"])
+
+
+def test_painting_an_absent_structure_is_paid_for_in_the_difference(tmp_path):
+    """The organ is a little better in "paints"; the rare box is absent from eight of ten cases, and it paints it."""
+    for number in range(10):
+        has_rare = number < 2
+        write_volume(tmp_path / "reference" / f"c{number}.nii.gz", boxes(rare=has_rare))
+        write_volume(tmp_path / "paints" / f"c{number}.nii.gz", boxes())
+        leaves = boxes(rare=has_rare)
+        leaves[1, 1:3, 1] = 0
+        write_volume(tmp_path / "leaves" / f"c{number}.nii.gz", leaves)
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    rows = [(name, tmp_path / name) for name in ("leaves", "paints")]
+    found = build_comparison(collect_folders(rows, tmp_path / "reference", djfile), Options(images=False))
+    difference = found["differences"][0]["metrics"]["dice"]
+    assert difference["structures"]["3"]["mean"] == pytest.approx(-0.8)
+    assert difference["structures"]["3"]["claim"] == difference["overall"]["claim"] == "worse"
+    assert difference["structures"]["1"]["claim"] == "better"
+    assert found["winners"]["dice"]["3"] == found["winners"]["dice"]["overall"] == "leaves"
+    assert "paints is worse than leaves" in found["verdict"]["sentence"]

@@ -137,9 +137,19 @@ def test_refused(dataset, capsys, changes, message):
     assert message in error and error.count("\n") == 1
 
 
-def test_one_validation_case_is_not_enough(dataset, capsys):
+def test_another_split_than_that_of_the_training_is_refused(dataset, capsys):
     train(dataset)
+    dataset.write_split([{**FOLD, "train": FOLD["val"], "val": FOLD["train"]}])
+    capsys.readouterr()
+    assert main(COMMAND) == 2
+    error = capsys.readouterr().err
+    assert "has other validation cases of fold 0 than this training had (case_2, case_3, case_4 ...)" in error
+    assert error.count("\n") == 1
+
+
+def test_one_validation_case_is_not_enough(dataset, capsys):
     dataset.write_split([{**FOLD, "val": ["case_2"]}])
+    train(dataset)
     assert main(COMMAND) == 2
     assert "fold 0 has 1 validation cases; to see whether offsets help it takes 2" in capsys.readouterr().err
 

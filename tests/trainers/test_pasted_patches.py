@@ -9,9 +9,9 @@ from tiny_training import log_lines, make_trainer
 from two_ranks import batches, start
 
 from nnunet_dhc.core.pasting import box_masks
+from nnunet_dhc.nnunet.training import pair_trainer
 from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled
 from nnunet_dhc.nnunet.training.whole_step import StepInputs
-from nnunet_dhc.trainers import pair_trainer
 
 IGNORE = {"background": 0, "large": 1, "middle": 2, "small": 3, "ignore": 4}
 

@@ -14,8 +14,10 @@ from tiny_training import assert_same, differs, log_lines, make_trainer, paramet
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.training import checkpoint as checkpoint_module
+from nnunet_dhc.nnunet.training.epoch_log import read_epoch_log
 
 SETTINGS = {"num_epochs": 3, "lambda_max": 0.5, "teacher": "mean", "teacher_momentum": 0.9}
+LONGER = {**SETTINGS, "num_epochs": 5}
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,46 @@ def test_a_new_training_in_the_folder_of_a_finished_one_is_what_continues(tiny_d
     again = make_trainer(tiny_dataset, continues=True, **SETTINGS)
     maybe_load_checkpoint(again, True, False)  # what --c does
     assert again.current_epoch == 2
+
+
+def epoch_of(folder: Path, name: str) -> int:
+    return torch.load(folder / name, weights_only=False)["current_epoch"]
+
+
+def test_starting_anew_keeps_what_an_interrupted_run_had(tiny_dataset):
+    """Somebody repeats the command without --c, twice, before the first epoch has ended."""
+    stopped = make_trainer(tiny_dataset, **LONGER)
+    stop_in_epoch(stopped, 3)
+    folder, log = Path(stopped.output_folder), log_lines(stopped)
+    for _ in range(2):
+        make_trainer(tiny_dataset, **LONGER).on_train_start()
+        assert epoch_of(folder, "checkpoint_latest.pth") == 0
+        assert epoch_of(folder, "checkpoint_latest.pth.before") == 3
+        assert read_epoch_log(folder / "dhc_log.jsonl.before") == log and len(log) == 3
+
+
+def test_a_finished_run_that_goes_on_is_continued_where_it_was_stopped(tiny_dataset):
+    make_trainer(tiny_dataset).run_training()
+    longer = make_trainer(tiny_dataset, continues=True, **LONGER)
+    maybe_load_checkpoint(longer, True, False)
+    stop_in_epoch(longer, 3)
+    folder = Path(longer.output_folder)
+    again = make_trainer(tiny_dataset, continues=True, **LONGER)
+    maybe_load_checkpoint(again, True, False)
+    assert again.current_epoch == 3
+    assert epoch_of(folder, "checkpoint_final.pth.before") == 2
+
+
+def test_without_checkpointing_those_of_another_run_stay(tiny_dataset):
+    stopped = make_trainer(tiny_dataset, **LONGER)
+    stop_in_epoch(stopped, 3)
+    folder = Path(stopped.output_folder)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pth")}
+    trial = make_trainer(tiny_dataset)
+    trial.disable_checkpointing = True
+    stop_in_epoch(trial, 1)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
+    assert {"checkpoint_latest.pth", "checkpoint_best.pth"} <= before.keys()
 
 
 def test_continue_without_checkpoint_never_starts_over(tiny_dataset):

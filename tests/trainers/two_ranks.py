@@ -21,7 +21,7 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_module
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dhc.core.pasting import box_masks
-from nnunet_dhc.trainers import pair_trainer
+from nnunet_dhc.nnunet.training import pair_trainer
 from nnunet_dhc.trainers.dhc import nnUNetTrainerDHC
 from nnunet_dhc.trainers.dhc_released import nnUNetTrainerDHCReleased
 

@@ -75,6 +75,8 @@ def export_model(
     if network == "best":
         dice = _validation_dice(model, request, device)
         network = _better(dice, say)
+        if "all" in request.folds:
+            say("WARNING: of fold all, A and B were compared on cases that both were trained on")
     else:
         dice = _validation_dice(model, request, None)
     _check_architecture(model, network)

@@ -15,7 +15,8 @@ from torch import Tensor
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder
-from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, read_fold_cases
+from nnunet_dhc.nnunet.training.run_record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ValidationCases:
         remedy: What else the user can do where the preprocessed data are gone; ends the message.
 
     Raises:
-        UserError: The preprocessed cases or the references are not there.
+        UserError: The preprocessed cases or the references are not there, or the split file has changed since.
     """
 
     def __init__(self, model: ModelFolder, fold: int | str, remedy: str) -> None:
@@ -53,6 +54,13 @@ class ValidationCases:
         dataset_class = infer_dataset_class(str(folder))
         known = dataset_class.get_identifiers(str(folder))
         self.identifiers = sorted(read_fold_cases(base, known, fold).validation)
+        recorded = RunRecord(model.fold_folder(fold)).read().get("cases")
+        if recorded and sorted(recorded["validation"]) != self.identifiers:
+            raise UserError(
+                f"{base / SPLITS_FILE} has other validation cases of fold {fold} than this training had "
+                f"({', '.join(recorded['validation'][:3])} ...), which may have been trained on: put that split file "
+                "back, or train again"
+            )
         previous = self.configuration_manager.previous_stage_name
         if previous is not None:
             stage = f"{model.trainer}__{model.plans_identifier}__{previous}"

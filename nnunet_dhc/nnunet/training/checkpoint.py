@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,15 @@ def save_extended(save_stock: Callable[[str], None], filename: str, state: dict[
             for leftover in (stock, extended):
                 if os.path.exists(leftover):
                     os.remove(leftover)
+
+
+def set_aside(folder: str, names: Iterable[str]) -> list[str]:
+    """Rename files of a folder to ``<name>.before``; the names of those that were there."""
+    there = [name for name in names if os.path.isfile(os.path.join(folder, name))]
+    for name in there:
+        path = os.path.join(folder, name)
+        os.replace(path, f"{path}.before")
+    return there
 
 
 def share_content(filename: str, other: str) -> bool:

@@ -31,7 +31,7 @@ from nnunet_dhc.nnunet.training.whole_step import (
 )
 
 if TYPE_CHECKING:
-    from nnunet_dhc.trainers.pair_trainer import PairTrainer
+    from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 
 
 @dataclass(frozen=True)

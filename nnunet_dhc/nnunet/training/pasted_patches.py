@@ -11,7 +11,7 @@ import torch
 from nnunet_dhc.nnunet.training.whole_step import StepInputs, as_list, mixed_precision
 
 if TYPE_CHECKING:
-    from nnunet_dhc.trainers.pair_trainer import PairTrainer
+    from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from nnunet_dhc.nnunet.training.run_record import (
 )
 
 if TYPE_CHECKING:
-    from nnunet_dhc.trainers.pair_trainer import PairTrainer
+    from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 
 _STEPS_MEASURED = 10
 
@@ -42,6 +42,11 @@ class RunFiles:
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether a training in this folder has finished an epoch."""
+        return bool(EpochLog(self.folder).read())
 
     def start(self, trainer: PairTrainer, data: TrainingData) -> None:
         """Before the first step: the record of the run and one line for the reader."""

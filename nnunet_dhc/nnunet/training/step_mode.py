@@ -17,7 +17,7 @@ from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled
 from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, weighting_states, whole_step
 
 if TYPE_CHECKING:
-    from nnunet_dhc.trainers.pair_trainer import PairTrainer
+    from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 
 
 class StepMode:

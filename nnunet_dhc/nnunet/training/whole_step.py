@@ -23,7 +23,7 @@ from nnunet_dhc.nnunet.network.cotrained_pair import Output
 from nnunet_dhc.nnunet.training.gradient_shares import ShareMeasurement
 
 if TYPE_CHECKING:
-    from nnunet_dhc.trainers.pair_trainer import PairTrainer
+    from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 
 
 @dataclass(frozen=True)

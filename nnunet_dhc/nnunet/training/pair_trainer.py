@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from nnunet_dhc.core.collapse import CollapseMonitor
 from nnunet_dhc.core.pasting import box_masks
-from nnunet_dhc.core.rampup import gaussian_rampup
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.network.averaged_pair import AveragedPair
@@ -31,7 +29,7 @@ from nnunet_dhc.nnunet.network.cotrained_pair import (
 from nnunet_dhc.nnunet.reliability.reliable_trainer import ReliableTrainer
 from nnunet_dhc.nnunet.splits.fold_cases import ensure_splits_file, read_fold_cases
 from nnunet_dhc.nnunet.training import seeding, torchrun
-from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint, save_extended, share_content
+from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint, save_extended, set_aside, share_content
 from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
 from nnunet_dhc.nnunet.training.host_memory import keep_freed_memory
 from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, mirroring_note
@@ -42,6 +40,7 @@ from nnunet_dhc.nnunet.training.recipe import Recipe, changed_since, recipe_from
 from nnunet_dhc.nnunet.training.run_files import RunFiles
 from nnunet_dhc.nnunet.training.step_mode import StepMode
 from nnunet_dhc.nnunet.training.step_timer import StepTimer
+from nnunet_dhc.nnunet.training.unlabeled_schedule import draws_unlabeled, lambda_and_rate
 from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, as_list, mixed_precision
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import UnlabeledDataset
 from nnunet_dhc.nnunet.unlabeled.unlabeled_stream import unlabeled_stream
@@ -198,27 +197,28 @@ class PairTrainer(ReliableTrainer):
         super().on_train_start()
         self._start_weightings()
         self._start_averaging()
+        starts_anew = self._checkpoint_state is None
+        if starts_anew and self.files.has_epochs:
+            self._set_aside("checkpoint_latest.pth", "dhc_log.jsonl")
         self.files.start(self, self.data)
         if note := mirroring_note(self.recipe.mirror_axes, self.dataset_json["labels"]):
             self.print_to_log_file(note)
         for warning in self.data.warnings:
             self.print_to_log_file("WARNING:", warning)
-        if self._checkpoint_state is None:
-            self._save([self.files.path("checkpoint_latest.pth")], finished_epochs=0)
-            self._set_aside_checkpoints_of_another_run()
+        if starts_anew or os.path.isfile(self.files.path("checkpoint_final.pth")):
+            # --c would continue from what is final, and what is adjusted would be predicted with as if it were newer
+            self._save([self.files.path("checkpoint_latest.pth")], finished_epochs=self.current_epoch)
+            self._set_aside("checkpoint_final.pth", "checkpoint_adjusted.pth")
+        if starts_anew:
+            self._set_aside("checkpoint_best.pth")
 
-    def _set_aside_checkpoints_of_another_run(self) -> None:
-        """An older final checkpoint in this folder would be what ``--c`` continues from, and call finished.
-
-        An older adjusted one would be predicted with as if it were this training's.
-        """
-        if self.local_rank != 0 or self.disable_checkpointing:
+    def _set_aside(self, *names: str) -> None:
+        """Keep files of an earlier training in this folder, or of an earlier end of this one, under other names."""
+        if self.local_rank != 0:
             return
-        for name in ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_adjusted.pth"):
-            path = self.files.path(name)
-            if os.path.isfile(path):
-                os.replace(path, f"{path}.before")
-                self.print_to_log_file(f"{name} of an earlier training in this folder is now {name}.before")
+        names = [name for name in names if not (self.disable_checkpointing and name.endswith(".pth"))]
+        for name in set_aside(self.output_folder, names):
+            self.print_to_log_file(f"{name} of an earlier training in this folder is now {name}.before")
 
     def _start_weightings(self) -> None:
         state = self._checkpoint_state
@@ -301,20 +301,11 @@ class PairTrainer(ReliableTrainer):
 
     def schedule(self, epoch: int) -> tuple[float, float]:
         """Lambda of an epoch and the part of its steps that draw unlabeled patches."""
-        recipe = self.recipe
-        ramp = 1.0
-        if recipe.ramp_length > 0:
-            ramp = gaussian_rampup(max(epoch - recipe.ramp_lag_epochs, 0) / (recipe.ramp_length * self.num_epochs))
-        rate = max(ramp, recipe.unlabeled_minimum_rate) if recipe.unlabeled_schedule == "ramp" else 1.0
-        steps = self.num_iterations_per_epoch
-        rate = math.ceil(rate * steps - 1e-9) / steps  # whole steps, at least one
-        return recipe.lambda_max * ramp if self.uses_unlabeled else 0.0, rate
+        loss_weight, rate = lambda_and_rate(self.recipe, epoch, self.num_epochs, self.num_iterations_per_epoch)
+        return loss_weight if self.uses_unlabeled else 0.0, rate
 
-    def _choose_streams(self, iteration: int) -> None:
-        """Draw unlabeled patches at even distances, from the first step of an epoch on; the same on all ranks."""
-        rate = self.unlabeled_rate
-        due, drawn = math.ceil((iteration + 1) * rate - 1e-9), math.ceil(iteration * rate - 1e-9)
-        self.dataloader_train.draw_unlabeled = due > drawn
+    def _choose_streams(self, step: int) -> None:
+        self.dataloader_train.draw_unlabeled = draws_unlabeled(step, self.unlabeled_rate)  # the same on all ranks
 
     def train_step(self, batch: dict) -> dict:
         self.timer.start()
@@ -446,6 +437,8 @@ class PairTrainer(ReliableTrainer):
 
     def _save(self, filenames: list[str], finished_epochs: int) -> None:
         """Write one checkpoint under all these names."""
+        if self.disable_checkpointing:
+            return
         current, self.current_epoch = self.current_epoch, finished_epochs - 1  # nnU-Net stores current_epoch + 1
         for filename in filenames:
             if filename == filenames[0] or not (self.local_rank == 0 and share_content(filenames[0], filename)):
