@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name, for example 501")
     parser.add_argument("--labeled", type=fraction_or_count, metavar="PART",
                         help="labeled cases of each fold: a fraction of its training cases (0.2) or a count (4)")
-    parser.add_argument("--folds", type=int, default=5, help="folds with disjoint validation cases (default: 5)")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0],
+    parser.add_argument("--folds", type=int, metavar="N", help="folds with disjoint validation cases (default: 5)")
+    parser.add_argument("--seed", type=int, nargs="+", metavar="N",
                         help="one seed: nested draws, the 10%% cases are among the 20%% cases; several seeds: the "
                              "folds of the first, with other labeled cases for each, one after the other in the file")
     parser.add_argument("--val", type=fraction_or_count, metavar="PART",
@@ -49,10 +49,27 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_dhc.nnunet.splits.split_table import split_table
     from nnunet_dhc.nnunet.splits.split_writer import SplitRequest, make_split
 
-    if args.folds < 1 or min(args.seed) < 0 or len(set(args.seed)) < len(args.seed):
+    _refuse_unused(args)
+    folds, seeds = 5 if args.folds is None else args.folds, args.seed or [0]
+    if folds < 1 or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise UserError("--folds must be at least 1; --seed takes different numbers from 0")
-    request = SplitRequest(args.labeled, args.folds, args.seed, args.val, args.groups, args.protocol, args.keep,
+    request = SplitRequest(args.labeled, folds, seeds, args.val, args.groups, args.protocol, args.keep,
                            not args.unstratified)
     result = make_split(args.d, request, dry_run=args.dry_run, strict_from=args.p if args.strict else None,
                         num_processes=args.np)
     print(split_table(result, args.dry_run))
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """Options that another one makes useless."""
+    of_a_draw = {"--folds": args.folds, "--val": args.val}
+    if args.protocol:
+        of_a_draw |= {"--labeled": args.labeled, "--seed": args.seed, "--groups": args.groups,
+                      "--keep": args.keep or None}
+    given = [name for name, value in of_a_draw.items() if value is not None]
+    if given and args.protocol:
+        raise UserError(f"--protocol {args.protocol} is a published split, which nothing is drawn for: leave out "
+                        f"{', '.join(given)}")
+    if given and args.keep:
+        raise UserError(f"--keep takes the folds and validation cases of the existing file: leave out "
+                        f"{', '.join(given)}, or --keep")

@@ -20,7 +20,9 @@ from nnunet_dhc.demo.steps import Steps
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_file
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE
+from nnunet_dhc.nnunet.training.run_record import content_hash
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN
+from nnunet_dhc.reporting.run_files import training_logs
 
 PHANTOM_ID = 901
 PLANS, SMALL_PLANS = "nnUNetPlans", "nnUNetPlansDemo"
@@ -111,8 +113,18 @@ class _Dataset:
 
     @property
     def origin(self) -> object:
-        """What the data come from."""
-        return PhantomPlan() if self.source is None else (str(self.source), str(self.split))
+        """What the data come from, and how they are: something else makes the demo begin again."""
+        if self.source is None:
+            return PhantomPlan()
+        files = [path for name in ("imagesTr", "labelsTr", IMAGES_UN, "imagesTs", "labelsTs")
+                 for path in sorted((self.source / name).glob("*"))]
+        files += [path for path in (self.source / "dataset.json", self.split_file) if path.is_file()]
+        found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return (str(self.source), str(self.split), content_hash(found))
+
+    @property
+    def split_file(self) -> Path:
+        return self.split or self.source / SPLITS_FILE
 
     def make(self, steps: Steps) -> None:
         if self.source is None:
@@ -127,7 +139,7 @@ class _Dataset:
             raise UserError(f"--data {self.source} lies where the demo puts its own links: give another -o")
         if not (self.source / "dataset.json").is_file():
             raise UserError(f"--data {self.source} has no dataset.json: give a dataset in nnU-Net's raw format")
-        split = self.split or self.source / SPLITS_FILE
+        split = self.split_file
         if not (self.source / IMAGES_UN).is_dir() and not _has_unlabeled(split):
             raise UserError(f"--data {self.source} has no unlabeled scans: put some into {IMAGES_UN}, or give --split "
                             'with a file that has the key "unlabeled"')
@@ -270,11 +282,12 @@ def training_seconds(fold_folder: Path) -> float:
         UserError: There is no log with a finished epoch.
     """
     by_epoch: dict[int, float] = {}
-    for log in sorted(fold_folder.glob("training_log_*.txt")):
+    for log in training_logs(fold_folder):
         epoch = 0
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             if match := re.search(r": Epoch (\d+)\s*$", line):
                 epoch = int(match[1])
+                by_epoch = {number: seconds for number, seconds in by_epoch.items() if number < epoch}
             elif match := re.search(r"Epoch time: ([\d.]+) s", line):
                 by_epoch[epoch] = float(match[1])
     if not by_epoch:

@@ -15,7 +15,7 @@ from typing import Any
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collection import Collection, Note, Row, Run, check_comparable
 from nnunet_dhc.reporting.image_files import other_place
-from nnunet_dhc.reporting.run_files import RunRecord, read_run
+from nnunet_dhc.reporting.run_files import RunRecord, read_run, training_logs
 from nnunet_dhc.reporting.structures import label_space, read_dataset_json
 
 _TRAINING = re.compile(r"(?:(?P<name>[^=@]+)=)?(?P<trainer>\w+)(?:@(?P<plans>[^@=]+))?")
@@ -216,7 +216,7 @@ def _listed_cases(record: RunRecord | None, split: dict[str, Any] | None, key: s
 
 def _changed_since(fold_folder: Path, preprocessed: Path | None) -> bool:
     """Whether the split file is newer than the first log of a training, and so perhaps not what it was trained on."""
-    logs = sorted(fold_folder.glob("training_log_*.txt"))
+    logs = training_logs(fold_folder)
     file = preprocessed / "splits_final.json" if preprocessed else None
     return bool(logs and file and file.is_file() and file.stat().st_mtime > logs[0].stat().st_mtime)
 

@@ -100,6 +100,12 @@ def read_run(folder: Path) -> RunRecord:
     return record
 
 
+def training_logs(folder: Path) -> list[Path]:
+    """nnU-Net's logs of a fold, oldest first; their names hold the time without leading zeros."""
+    return sorted(folder.glob("training_log_*.txt"), key=lambda path: [int(number) for number in
+                                                                       re.findall(r"\d+", path.stem)])
+
+
 def case_list(manifest: dict[str, Any], kind: str) -> list[str] | None:
     """Identifiers of a kind of case, whichever way the manifest lists them."""
     cases = manifest.get("cases")
@@ -127,13 +133,14 @@ def case_count(manifest: dict[str, Any], kind: str) -> int | None:
 
 
 def _read_training_logs(folder: Path, record: RunRecord) -> list[dict[str, Any]]:
-    """Epochs and times of nnU-Net's own logs; an epoch that a resumed run repeated counts once."""
+    """Epochs and times of nnU-Net's own logs; what a run resumed earlier or started anew has repeated counts once."""
     lines: dict[int, dict[str, Any]] = {}
     epoch: int | None = None
-    for path in sorted(folder.glob("training_log_*.txt")):
+    for path in training_logs(folder):
         for text in path.read_text(errors="replace").splitlines():
             if found := _EPOCH.search(text):
                 epoch = int(found[1])
+                lines = {number: line for number, line in lines.items() if number < epoch}
                 lines[epoch] = {"epoch": epoch}
             elif found := _CASE_COUNTS.search(text):
                 record.counted_cases = (int(found[1]), int(found[2]))

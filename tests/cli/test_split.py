@@ -161,6 +161,17 @@ def test_keep_divides_existing_folds(dataset):
     assert set(fold["train"]) < set(again["train"])
 
 
+def test_keep_leaves_cases_out_that_a_group_has_beside_the_fold(dataset, tmp_path):
+    """case_3 is in no list of the file, for a test perhaps."""
+    _file(dataset).parent.mkdir()
+    _file(dataset).write_text(json.dumps([{"train": ["case_0", "case_1"], "val": ["case_2"]}]))
+    groups = tmp_path / "groups.csv"
+    groups.write_text("identifier,group\ncase_0,patient\ncase_3,patient\n")
+    assert _split("--labeled", "1", "--keep", "--groups", str(groups)) == 0
+    fold, = json.loads(_file(dataset).read_text())
+    assert sorted(fold["train"] + fold["unlabeled"]) == ["case_0", "case_1"] and fold["val"] == ["case_2"]
+
+
 def test_unstratified_reads_no_label(dataset):
     for path in (dataset / "raw" / "Dataset701_Split" / "labelsTr").iterdir():
         path.write_bytes(b"not an image")
@@ -189,6 +200,8 @@ def test_labels_are_counted_once(dataset, monkeypatch):
     (["--labeled", "2", "--keep"], "does not exist"),
     (["--labeled", "2", "--groups", "nowhere.csv"], "nowhere.csv can't be read"),
     (["--labeled", "2", "--strict"], "run nnUNetv2_plan_and_preprocess"),
+    (["--labeled", "2", "--keep", "--folds", "3", "--val", "2"], "leave out --folds, --val, or --keep"),
+    (["--protocol", "btcv20", "--labeled", "2", "--seed", "1"], "nothing is drawn for: leave out --labeled, --seed"),
     (["--protocol", "btcv20"], "24 of its 24 cases are not in the dataset"),
 ])
 def test_bad_request_is_one_line(dataset, capsys, options, message):

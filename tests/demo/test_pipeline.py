@@ -150,6 +150,23 @@ def test_data_are_linked_and_their_split_is_used(tmp_path):
     assert not (source / "splits_final.json").exists()
 
 
+def test_changed_data_begin_again(tmp_path):
+    source = tmp_path / "Dataset123_Mine"
+    (source / "imagesUn").mkdir(parents=True)
+    (source / "dataset.json").write_text("{}")
+    split = tmp_path / "split.json"
+    for change in (lambda: split.write_text('[{"train": ["a"], "val": ["b"], "unlabeled": ["c"]}]'),
+                   lambda: split.write_text('[{"train": ["b"], "val": ["a"], "unlabeled": ["cc"]}]'),
+                   lambda: (source / "imagesUn" / "d_0000.nii.gz").touch()):
+        change()
+        dataset = pipeline._Dataset(pipeline.DemoOptions(data=source, split=split), tmp_path / "out")
+        dataset.make(Steps(tmp_path, 1, os.environ))
+        assert (dataset.preprocessed / "splits_final.json").read_text() == split.read_text()
+        (made := dataset.preprocessed / "made").touch()
+        dataset.make(Steps(tmp_path, 1, os.environ))
+        assert made.exists()  # nothing has changed
+
+
 def test_another_source_of_the_same_name_replaces_the_links(tmp_path):
     for place in ("one", "two"):
         (tmp_path / place / "Dataset123_Mine" / "imagesUn").mkdir(parents=True)

@@ -109,6 +109,17 @@ def test_skip_bad_excludes_them_for_training_too(tiny_dataset):
     assert any("13 bad scans are excluded" in note for note in again.notes)
 
 
+def test_other_plans_judge_an_excluded_scan_anew(tiny_dataset):
+    """What one reader or spacing can't do, another may."""
+    add(tiny_dataset, "scan_1_0000", np.zeros((28, 26, 24), np.float32))
+    update(tiny_dataset, skip_bad=True)
+    plans = tiny_dataset.plans_content("nnUNetPlans")
+    plans["configurations"]["3d_fullres"]["spacing"] = [1.0, 1.0, 2.0]
+    with pytest.raises(UserError, match="1 bad unlabeled scan: imagesUn/scan_1"):
+        update(tiny_dataset, plans=plans)
+    assert set(update(tiny_dataset, plans=plans, skip_bad=True).excluded) == {"scan_1"}
+
+
 def test_a_repaired_scan_comes_back(tiny_dataset):
     add(tiny_dataset, "scan_1_0000", np.zeros((28, 26, 24), np.float32))
     assert update(tiny_dataset, skip_bad=True).identifiers == ["scan_0", "scan_2"]

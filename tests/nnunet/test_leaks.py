@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -82,6 +83,35 @@ def test_a_test_case_is_noted(tiny_dataset):
     assert "Transduction: scan_1 is also in imagesTs" in pool.notes[0]
 
 
+def test_a_labeled_case_that_the_fold_lists_nowhere_is_noted(tiny_dataset):
+    """It may be kept out for a test: by name, and by voxels under another name."""
+    copy_case(tiny_dataset, "case_3", "case_3")
+    copy_case(tiny_dataset, "case_5", "stranger")
+    fold = FoldCases(("case_0", "case_1"), ("case_2",))
+    pool = update(tiny_dataset, fold)
+    assert {"case_3", "stranger"} < set(pool.identifiers)
+    note, = [note for note in pool.notes if "no list of the fold" in note]
+    assert "imagesUn/case_3, imagesUn/stranger = case_5; scores on them" in note
+    split = FoldCases(("case_0", "case_1"), ("case_2",), ("case_4", "case_5"))
+    assert not any("= case_5" in note for note in update(tiny_dataset, split).notes)
+
+
+def test_another_reader_reads_the_labeled_images_again(tiny_dataset):
+    """Hashes of voxels in another order would miss every copy."""
+    plans = tiny_dataset.plans_content("nnUNetPlans")
+    update(tiny_dataset, plans=plans)
+    plans["image_reader_writer"] = "NibabelIOWithReorient"
+    path = tiny_dataset.raw / "imagesTr" / "case_4_0000.nii.gz"
+    image = SimpleITK.ReadImage(str(path))
+    image.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1))
+    SimpleITK.WriteImage(image, str(path))
+    os.utime(path, ns=(1, 1))
+    update(tiny_dataset, plans=plans)
+    copy_case(tiny_dataset, "case_1", "stranger")
+    with pytest.raises(UserError, match="imagesUn/stranger = training case case_1"):
+        update(tiny_dataset, plans=plans)
+
+
 def test_twins_among_unlabeled_cases_are_noted(tiny_dataset):
     shutil.copy(tiny_dataset.images_un / "scan_1_0000.nii.gz", tiny_dataset.images_un / "twin_0000.nii.gz")
     assert "scan_1 = twin" in update(tiny_dataset).notes[0]
@@ -89,7 +119,7 @@ def test_twins_among_unlabeled_cases_are_noted(tiny_dataset):
 
 def test_labeled_images_are_read_once(tiny_dataset, monkeypatch):
     update(tiny_dataset)
-    assert len(json.loads((store_folder(tiny_dataset) / "labeled_hashes.json").read_text())) == 6
+    assert len(json.loads((store_folder(tiny_dataset) / "labeled_hashes.json").read_text())["images"]) == 6
     monkeypatch.setattr(case_preprocessing, "voxel_hash", None)
     update(tiny_dataset)
     write_image(tiny_dataset.raw / "imagesTr" / "case_0_0000.nii.gz", make_scan(55)[0])
@@ -97,13 +127,13 @@ def test_labeled_images_are_read_once(tiny_dataset, monkeypatch):
         update(tiny_dataset)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"case_0": 1}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"case_0": 1}', '{"reader": "SimpleITKIO", "images": {"case_0": 1}}'])
 def test_a_broken_hash_file_is_made_again(tiny_dataset, content):
     update(tiny_dataset)
     path = store_folder(tiny_dataset) / "labeled_hashes.json"
     path.write_text(content)
     update(tiny_dataset)
-    assert len(json.loads(path.read_text())) == 6
+    assert len(json.loads(path.read_text())["images"]) == 6
 
 
 def test_labeled_images_that_are_gone_or_broken_are_noted(tiny_dataset):

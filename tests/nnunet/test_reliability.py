@@ -24,27 +24,21 @@ from nnunet_dhc.nnunet.reliability.resume_command import resume_command
 TRAIN = ["/usr/bin/nnUNetv2_train", "501", "3d_fullres", "0", "-tr", "nnUNetTrainerDHC", "-p", "My Plans"]
 
 
-@pytest.fixture
-def finished_epoch(tmp_path):
-    (tmp_path / "checkpoint_latest.pth").touch()
-    return str(tmp_path)
-
-
-def test_resume_command_adds_c_where_there_is_a_checkpoint(finished_epoch, tmp_path):
+def test_resume_command_adds_c_where_there_is_a_checkpoint():
     expected = "nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerDHC -p 'My Plans'"
-    assert resume_command(finished_epoch, TRAIN) == f"{expected} --c"
-    assert resume_command(finished_epoch, [*TRAIN, "--c"]) == f"{expected} --c"
-    assert resume_command(str(tmp_path / "none yet"), TRAIN) == expected
-    assert resume_command(finished_epoch, [*TRAIN, "--val"]) == f"{expected} --val"
+    assert resume_command(True, TRAIN) == f"{expected} --c"
+    assert resume_command(True, [*TRAIN, "--c"]) == f"{expected} --c"
+    assert resume_command(False, TRAIN) == expected
+    assert resume_command(True, [*TRAIN, "--val"]) == f"{expected} --val"
 
 
 @pytest.mark.parametrize("given", [["-pretrained_weights", "w.pth"], ["-pretrained_weights=w.pth"], ["-pre", "w.pth"]])
-def test_resume_command_drops_what_c_forbids(finished_epoch, given):
-    assert "w.pth" not in resume_command(finished_epoch, [*TRAIN, *given])
+def test_resume_command_drops_what_c_forbids(given):
+    assert "w.pth" not in resume_command(True, [*TRAIN, *given])
 
 
-def test_resume_command_of_our_own_program(finished_epoch):
-    assert resume_command(finished_epoch, ["nnunet_dhc train", "501"]) == "nnunet_dhc train 501 --c"
+def test_resume_command_of_our_own_program():
+    assert resume_command(True, ["nnunet_dhc train", "501"]) == "nnunet_dhc train 501 --c"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

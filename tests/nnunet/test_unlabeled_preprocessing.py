@@ -11,7 +11,7 @@ import time
 import blosc2
 import numpy as np
 import pytest
-from bring_up_to_date import SPLIT_FOLD, manifest_lines, store_folder, update
+from bring_up_to_date import FOLD, SPLIT_FOLD, manifest_lines, store_folder, update
 from filelock import FileLock
 from tiny_data import make_scan, write_image
 
@@ -145,6 +145,25 @@ def test_cases_taken_out_of_images_un_are_no_longer_used(tiny_dataset):
     pool = update(tiny_dataset)
     assert pool.identifiers == ["scan_0", "scan_2"]
     assert "no longer in imagesUn" in pool.notes[0]
+
+
+def test_cases_taken_out_of_images_un_stay_out_where_the_raw_data_are_not(tiny_dataset, monkeypatch, capsys):
+    """An annotated scan is moved to imagesTr, then the preprocessed data travel to a node without raw data."""
+    update(tiny_dataset)
+    path = tiny_dataset.images_un / "scan_1_0000.nii.gz"
+    path.rename(elsewhere := tiny_dataset.root / path.name)
+    update(tiny_dataset)
+    with monkeypatch.context() as patch:
+        patch.delenv("nnUNet_raw")
+        assert update(tiny_dataset).identifiers == ["scan_0", "scan_2"]
+        annotated = FoldCases((*FOLD.labeled, "scan_1"), FOLD.validation)
+        assert update(tiny_dataset, annotated).identifiers == ["scan_0", "scan_2"]
+    elsewhere.rename(path)
+    capsys.readouterr()
+    assert update(tiny_dataset).identifiers == ["scan_0", "scan_1", "scan_2"]
+    assert "Preprocessing" not in capsys.readouterr().out  # its files were still there
+    monkeypatch.delenv("nnUNet_raw")
+    assert update(tiny_dataset).identifiers == ["scan_0", "scan_1", "scan_2"]
 
 
 def test_no_unlabeled_case_says_where_to_put_them(tiny_dataset):

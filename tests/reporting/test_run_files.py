@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from made_up import log_line, stock_log, write_json
 
+from nnunet_dhc.demo.pipeline import training_seconds
 from nnunet_dhc.reporting.checkpoint_sizes import parameter_count
-from nnunet_dhc.reporting.run_files import case_count, case_list, read_run
+from nnunet_dhc.reporting.run_files import case_count, case_list, read_run, training_logs
 from nnunet_dhc.reporting.training_curves import training_curves
 
 
@@ -85,3 +86,18 @@ def test_cases_however_they_are_listed():
     assert case_count({"cases": {"unlabeled": 5}}, "unlabeled") == 5
     assert case_count({"cases": {"num_unlabeled": 5}}, "unlabeled") == 5
     assert case_count({}, "unlabeled") is None
+
+
+def test_logs_come_in_the_order_of_their_dates(tmp_path):
+    """nnU-Net writes no leading zeros, so by name the 10th of a month comes before the 9th."""
+    names = ["training_log_2025_9_30_9_05_00.txt", "training_log_2025_10_9_23_00_00.txt",
+             "training_log_2025_10_10_01_00_00.txt"]
+    for name, (epochs, seconds) in zip(names, ((3, 1), (6, 100), (4, 10)), strict=True):
+        lines = [f"x: This split has {epochs} training and 2 validation cases."]
+        for epoch in range(epochs):
+            lines += [f"x: Epoch {epoch} ", f"x: Epoch time: {seconds}.0 s "]
+        (tmp_path / name).write_text("\n".join(lines))
+    assert [path.name for path in training_logs(tmp_path)] == names
+    record = read_run(tmp_path)
+    assert (record.epochs_done, record.seconds, record.counted_cases) == (4, 40.0, (4, 2))
+    assert training_seconds(tmp_path) == 40.0

@@ -106,6 +106,7 @@ def test_starting_anew_keeps_what_an_interrupted_run_had(tiny_dataset):
         assert epoch_of(folder, "checkpoint_latest.pth") == 0
         assert epoch_of(folder, "checkpoint_latest.pth.before") == 3
         assert read_epoch_log(folder / "dhc_log.jsonl.before") == log and len(log) == 3
+        assert (folder / "dhc_run.json.before").is_file()
 
 
 def test_a_finished_run_that_goes_on_is_continued_where_it_was_stopped(tiny_dataset):
@@ -130,6 +131,36 @@ def test_without_checkpointing_those_of_another_run_stay(tiny_dataset):
     stop_in_epoch(trial, 1)
     assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
     assert {"checkpoint_latest.pth", "checkpoint_best.pth"} <= before.keys()
+
+
+def test_what_an_earlier_training_validated_is_not_taken_for_the_new_one(tiny_dataset):
+    make_trainer(tiny_dataset).run_training()
+    for _ in range(2):
+        trainer = make_trainer(tiny_dataset)
+        folder = Path(trainer.output_folder)
+        (folder / "validation").mkdir()
+        (folder / "validation" / "summary.json").write_text("{}")
+        trainer.on_train_start()
+        assert not (folder / "validation").exists()
+        assert (folder / "validation.before" / "summary.json").is_file()
+
+
+def test_the_command_to_resume_never_means_an_earlier_training_of_the_folder(tiny_dataset):
+    make_trainer(tiny_dataset).run_training()
+    trainer = make_trainer(tiny_dataset)
+    assert not trainer._resume_command.endswith("--c")  # stopped now, it has no checkpoint of its own
+    trainer.on_train_start()
+    assert trainer._resume_command.endswith("--c")
+    again = make_trainer(tiny_dataset, continues=True)
+    maybe_load_checkpoint(again, True, False)
+    assert again._resume_command.endswith("--c")
+
+
+def test_torchrun_restarts_a_training_that_has_no_checkpoint_yet(tiny_dataset, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    trainer = make_trainer(tiny_dataset, continues=True)  # with the --c that is added to its command
+    trainer.on_train_start()
+    assert trainer.current_epoch == 0
 
 
 def test_continue_without_checkpoint_never_starts_over(tiny_dataset):

@@ -27,7 +27,7 @@ from nnunet_dhc.nnunet.reliability.loading_failure import (
 )
 from nnunet_dhc.nnunet.reliability.orphaned_workers import end_workers_with_this_process
 from nnunet_dhc.nnunet.reliability.output_folder import claimed, remove_unfinished
-from nnunet_dhc.nnunet.reliability.resume_command import has_checkpoint, resume_command
+from nnunet_dhc.nnunet.reliability.resume_command import resume_command
 from nnunet_dhc.nnunet.splits.fold_cases import name_some
 from nnunet_dhc.nnunet.training import torchrun
 
@@ -36,6 +36,7 @@ class ReliableTrainer(nnUNetTrainer):
     """Base of the trainers of this package; adds no method that nnU-Net calls, only guards around some of them."""
 
     output_folder: str | None = None
+    can_be_continued = False  # whether this training has loaded or written a checkpoint
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class ReliableTrainer(nnUNetTrainer):
                 f"since this run started ({name_some(changed, 5)}): restore them, or train with them under another "
                 "plans identifier"
             ) from error
+        self.can_be_continued = True
         changed = changed_plans(self.my_init_kwargs["plans"], plans, self.configuration_name)
         if changed:
             self.print_to_log_file(
@@ -160,7 +162,7 @@ class ReliableTrainer(nnUNetTrainer):
     def _stopped_line(self, stopped: Stopped, what: str) -> str:
         if what != "training":
             state = "the trained model is complete. Repeat the validation with"
-        elif not has_checkpoint(self.output_folder):
+        elif not self.can_be_continued:
             state = "there is no checkpoint yet. Start again with"
         else:
             state = f"the checkpoint holds every finished epoch ({self.current_epoch}). Continue with"
@@ -205,7 +207,7 @@ class ReliableTrainer(nnUNetTrainer):
 
     @property
     def _resume_command(self) -> str:
-        return resume_command(self.output_folder)
+        return resume_command(self.can_be_continued)
 
     @property
     def _preprocess_command(self) -> str:

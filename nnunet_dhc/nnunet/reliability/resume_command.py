@@ -8,20 +8,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 _PRETRAINED = "-pretrained_weights"  # nnU-Net refuses it together with --c
 
 
-def has_checkpoint(output_folder: str | None) -> bool:
-    """Whether ``--c`` would find something to continue from."""
-    return output_folder is not None and any(os.path.isfile(os.path.join(output_folder, name)) for name in CHECKPOINTS)
-
-
-def resume_command(output_folder: str | None, arguments: Sequence[str] | None = None) -> str:
-    """This process's command line, with ``--c`` where there is a checkpoint.
+def resume_command(can_be_continued: bool, arguments: Sequence[str] | None = None) -> str:
+    """This process's command line, with ``--c`` where that would go on with this very training.
 
     Args:
-        output_folder: Folder of the fold, where checkpoints lie.
+        can_be_continued: Whether it has a checkpoint of its own; one in its folder may be of an earlier training.
         arguments: Default ``sys.argv``.
     """
     program, *given = sys.argv if arguments is None else arguments
@@ -29,7 +23,7 @@ def resume_command(output_folder: str | None, arguments: Sequence[str] | None = 
         program = f"python {shlex.quote(program)}"
     elif " " not in program or os.path.exists(program):  # "nnunet_dhc train" is two words
         program = shlex.quote(os.path.basename(program))
-    if has_checkpoint(output_folder) and "--val" not in given:
+    if can_be_continued and "--val" not in given:
         given = continuing(given)
     return " ".join([program, *map(shlex.quote, given)])
 

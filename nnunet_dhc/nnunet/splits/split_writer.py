@@ -159,10 +159,12 @@ def _kept_fold(fold: Fold, unit_of: Mapping[str, tuple[str, ...]]) -> tuple[list
         raise UserError(f"--keep: {name_some(unknown)} of {SPLITS_FILE} is not in the dataset: repair the file first")
     validation = {unit_of[case] for case in fold["val"]}
     training = {unit_of[case] for case in fold["train"] + fold["unlabeled"]}
+    in_training = set(fold["train"] + fold["unlabeled"])
     if validation & training:
         raise UserError("--keep: a group of --groups has training and validation cases in the existing file: "
                         "leave --keep out to draw folds that keep groups together")
-    return sorted(training), sorted(validation)
+    # a group may have further cases that the file keeps out of this fold
+    return sorted(tuple(case for case in unit if case in in_training) for unit in training), [tuple(fold["val"])]
 
 
 def read_groups(path: Path, identifiers: Sequence[str]) -> dict[str, str]:

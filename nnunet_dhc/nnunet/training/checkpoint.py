@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,14 @@ def save_extended(save_stock: Callable[[str], None], filename: str, state: dict[
 
 
 def set_aside(folder: str, names: Iterable[str]) -> list[str]:
-    """Rename files of a folder to ``<name>.before``; the names of those that were there."""
-    there = [name for name in names if os.path.isfile(os.path.join(folder, name))]
+    """Rename files or folders in a folder to ``<name>.before``; the names of those that were there."""
+    there = [name for name in names if os.path.exists(os.path.join(folder, name))]
     for name in there:
         path = os.path.join(folder, name)
-        os.replace(path, f"{path}.before")
+        before = f"{path}.before"
+        if os.path.isdir(before):
+            shutil.rmtree(before)
+        os.replace(path, before)
     return there
 
 

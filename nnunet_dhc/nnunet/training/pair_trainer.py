@@ -186,7 +186,7 @@ class PairTrainer(ReliableTrainer):
     # ---- start and end ----
 
     def on_train_start(self):
-        if self._continues and self._checkpoint_state is None:
+        if self._continues and self._checkpoint_state is None and not torchrun.is_restarted():
             raise UserError(
                 f"--c: there is no checkpoint in {self.output_folder}; run the same command without --c to "
                 "start this training"
@@ -199,16 +199,16 @@ class PairTrainer(ReliableTrainer):
         self._start_averaging()
         starts_anew = self._checkpoint_state is None
         if starts_anew and self.files.has_epochs:
-            self._set_aside("checkpoint_latest.pth", "dhc_log.jsonl")
+            self._set_aside("checkpoint_latest.pth", "dhc_log.jsonl", "dhc_run.json")
         self.files.start(self, self.data)
         if note := mirroring_note(self.recipe.mirror_axes, self.dataset_json["labels"]):
             self.print_to_log_file(note)
         for warning in self.data.warnings:
             self.print_to_log_file("WARNING:", warning)
         if starts_anew or os.path.isfile(self.files.path("checkpoint_final.pth")):
-            # --c would continue from what is final, and what is adjusted would be predicted with as if it were newer
+            # --c would continue from what is final; what is adjusted or validated would be taken for this training's
             self._save([self.files.path("checkpoint_latest.pth")], finished_epochs=self.current_epoch)
-            self._set_aside("checkpoint_final.pth", "checkpoint_adjusted.pth")
+            self._set_aside("checkpoint_final.pth", "checkpoint_adjusted.pth", "validation")
         if starts_anew:
             self._set_aside("checkpoint_best.pth")
 
@@ -448,7 +448,8 @@ class PairTrainer(ReliableTrainer):
     def save_checkpoint(self, filename: str) -> None:
         if self._put_off is not None:
             self._put_off.append(filename)
-        elif self.local_rank == 0:
+            return
+        if self.local_rank == 0:
             save_extended(
                 super().save_checkpoint,
                 filename,
@@ -461,6 +462,7 @@ class PairTrainer(ReliableTrainer):
                     "class_names": self.class_names,
                 },
             )
+        self.can_be_continued = self.can_be_continued or not self.disable_checkpointing
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         state = read_checkpoint(filename_or_checkpoint, type(self).__name__)

@@ -177,10 +177,14 @@ def _check_trainer(name: str) -> None:
         )
 
 
+def is_restarted() -> bool:
+    """Whether torchrun has started this process again after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def _after_a_restart(arguments: Sequence[str]) -> list[str]:
     """torchrun --max-restarts repeats the same command, which must not start the training anew."""
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if restarted and "--val" not in arguments:
+    if is_restarted() and "--val" not in arguments:
         from nnunet_dhc.nnunet.reliability.resume_command import continuing
 
         return continuing(arguments)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,32 @@ from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase
 
 HASHES_FILE = "labeled_hashes.json"
 TEST_PREFIX = "imagesTs/"
+HELD_OUT_PREFIX = "imagesTr/"  # labeled cases that no list of the fold names, kept for a test perhaps
 
 
 class LabeledHashes:
     """Voxel hashes of labeled and test images, kept in the store's folder so that each image is read once.
 
-    Keys are identifiers; those of test images have a prefix. Only images are read, never a label.
+    Keys are identifiers; those of images outside of the fold have a prefix. Only images are read, never a label.
+
+    Args:
+        folder: The store's folder.
+        reader: Name of nnU-Net's reader; another one may give voxels in another order.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, reader: str) -> None:
         self.path = Path(folder) / HASHES_FILE
+        self.reader = reader
         self._unsaved = False
         self.by_key: dict[str, tuple[list[list[Any]], str | None, ImageSummary | None]] = {}
         try:
             cached = json.loads(self.path.read_text(encoding="utf-8"))
-            self.by_key = {
-                key: (sources, voxels, from_json(summary)) for key, (sources, voxels, summary) in cached.items()
-            }
-        except (OSError, ValueError, AttributeError, TypeError):
+            if cached["reader"] == reader:
+                self.by_key = {
+                    key: (sources, voxels, from_json(summary))
+                    for key, (sources, voxels, summary) in cached["images"].items()
+                }
+        except (OSError, ValueError, AttributeError, TypeError, KeyError):
             pass  # a cache: made again
 
     def missing(self, cases: Mapping[str, RawCase]) -> list[str]:
@@ -49,7 +57,7 @@ class LabeledHashes:
     def save(self) -> None:
         """Write all hashes at once, if any is new."""
         if self._unsaved:
-            replace_json(self.path, self.by_key)
+            replace_json(self.path, {"reader": self.reader, "images": self.by_key})
             self._unsaved = False
 
     def voxels(self, key: str) -> str | None:
@@ -57,12 +65,20 @@ class LabeledHashes:
         return self.by_key[key][1] if key in self.by_key else None
 
     def summaries(self) -> list[ImageSummary]:
-        """What the images of labeled cases look like; test cases are left out."""
+        """What the images of labeled cases look like; those outside of the fold are left out."""
         return [
             summary
             for key, (_, _, summary) in self.by_key.items()
-            if summary is not None and not key.startswith(TEST_PREFIX)
+            if summary is not None and not key.startswith((TEST_PREFIX, HELD_OUT_PREFIX))
         ]
+
+    def keys_of(self, prefix: str) -> dict[str, list[str]]:
+        """Keys with a prefix by their hash."""
+        found: dict[str, list[str]] = {}
+        for key, (_, voxels, _) in self.by_key.items():
+            if key.startswith(prefix) and voxels is not None:
+                found.setdefault(voxels, []).append(key.removeprefix(prefix))
+        return found
 
     def _sources(self, key: str) -> list[list[Any]] | None:
         return self.by_key[key][0] if key in self.by_key else None
@@ -101,6 +117,7 @@ def check_voxels(
     origin: Callable[[str], str],
     folds: Sequence[tuple[FoldCases, frozenset[str]]],
     hashes: LabeledHashes,
+    held_out: Collection[str] = (),
     allow_leaks: bool = False,
 ) -> list[str]:
     """Compare the voxels of unlabeled cases with those of labeled, validation and test cases.
@@ -110,11 +127,12 @@ def check_voxels(
         origin: Folder in which an unlabeled case lies.
         folds: Each fold with the unlabeled cases that it trains on.
         hashes: Hashes of the images of labeled and test cases.
+        held_out: Labeled cases that no list of these folds names.
         allow_leaks: Note leaks instead of raising; see `leaks_are_allowed`.
 
     Returns:
-        Notes on cases that leak, where that is allowed, on cases that are also test cases (transduction), and on
-        unlabeled cases that equal each other.
+        Notes on cases that leak, where that is allowed, on cases that are also test cases or held out (transduction),
+        and on unlabeled cases that equal each other.
 
     Raises:
         UserError: An unlabeled case has the voxels of a labeled or validation case of the same fold.
@@ -123,7 +141,6 @@ def check_voxels(
     for identifier, voxels in unlabeled.items():
         if voxels is not None:
             twins.setdefault(voxels, []).append(identifier)
-    test = {voxels for key, (_, voxels, _) in hashes.by_key.items() if key.startswith(TEST_PREFIX)}
     leaks = []
     for fold, trained_on in folds:
         for role, cases in (("training", fold.labeled), ("validation", fold.validation)):
@@ -145,11 +162,26 @@ def check_voxels(
             f"LEAK, allowed by the setting allow_leaks: unlabeled cases have the voxels of labeled cases of the fold "
             f"({pairs}); scores on validation cases among them are not scores on unseen images."
         )
-    transductive = sorted(twin for voxels in twins.keys() & test for twin in twins[voxels])
+    test = hashes.keys_of(TEST_PREFIX)
+    transductive = sorted(twin for voxels in twins.keys() & test.keys() for twin in twins[voxels])
     if transductive:
         notes.append(
             f"Transduction: {name_some(transductive)} {'is' if len(transductive) == 1 else 'are'} also in imagesTs; "
             "scores on these test cases are not scores on unseen images."
+        )
+    same_voxels = {
+        f"{origin(twin)}/{twin} = {case}"
+        for voxels, cases in hashes.keys_of(HELD_OUT_PREFIX).items()
+        for case in cases
+        if case in held_out
+        for twin in twins.get(voxels, ())
+        if twin != case
+    }
+    same_name = {f"{origin(case)}/{case}" for case in held_out if case in unlabeled}
+    if same_name or same_voxels:
+        notes.append(
+            "Transduction: trained on without their labels, though no list of the fold names these labeled cases: "
+            f"{name_some(sorted(same_name | same_voxels))}; scores on them are not scores on unseen images."
         )
     same = [" = ".join(sorted(group)) for group in twins.values() if len(group) > 1]
     if same:

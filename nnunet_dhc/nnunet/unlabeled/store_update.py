@@ -68,10 +68,10 @@ class StoreUpdate:
                 stale[identifier] = NEW
             elif entry.sources != case.sources or entry.origin != case.origin:
                 stale[identifier] = CHANGED
-            elif entry.status == EXCLUDED:
-                continue
             elif entry.preprocessing != self.preprocessing:
                 stale[identifier] = OTHER_PLANS
+            elif entry.status == EXCLUDED:
+                continue
             elif identifier not in complete:
                 stale[identifier] = INCOMPLETE
         return stale

@@ -16,17 +16,26 @@ from nnunet_dhc.nnunet.atomic_files import remove_temporary_files
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases, name_some
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob
 from nnunet_dhc.nnunet.unlabeled.leak_check import (
+    HELD_OUT_PREFIX,
     TEST_PREFIX,
     LabeledHashes,
     check_voxels,
     leaks_are_allowed,
     refuse_leaks_by_name,
 )
-from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase, list_image_folder, list_training_images
+from nnunet_dhc.nnunet.unlabeled.raw_images import (
+    IMAGES_UN,
+    RawCase,
+    list_image_folder,
+    list_training_images,
+    training_identifiers,
+)
 from nnunet_dhc.nnunet.unlabeled.store_update import StoreUpdate
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
     EXCLUDED,
     READY,
+    REMOVED,
+    StoreEntry,
     UnlabeledStore,
     preprocessing_hash,
     store_folder,
@@ -115,7 +124,9 @@ def bring_store_up_to_date(
     images_un = str(raw / IMAGES_UN) if raw is not None else f"$nnUNet_raw/{dataset_name}/{IMAGES_UN}"
     refuse_leaks_by_name(wanted.from_images_un, folds, images_un)
     labeled = list_cases_to_compare(raw, dataset_json, folds, bool(wanted.cases))
-    store, hashes = UnlabeledStore(folder), LabeledHashes(folder)
+    reader = plans_manager.plans["image_reader_writer"]
+    store, hashes = UnlabeledStore(folder), LabeledHashes(folder, reader)
+    moved = wanted.moved_since(store)
     wanted.add_from_store(store, folds)
     if not wanted.identifiers:
         raise no_unlabeled_case(images_un, preprocessed_dataset_folder_base)
@@ -123,10 +134,11 @@ def bring_store_up_to_date(
     stale = update.stale_cases(store, wanted.cases, complete)
     if not stale and hashes.missing(labeled) and not os.access(folder, os.W_OK):
         update.hash_only(hashes, labeled)
-    elif stale or hashes.missing(labeled):
+    elif stale or hashes.missing(labeled) or (moved and os.access(folder, os.W_OK)):
         with _only_one_process(folder, say):
             store.read()
-            hashes = LabeledHashes(folder)
+            store.append(wanted.moved_since(store))
+            hashes = LabeledHashes(folder, reader)
             update.run(store, wanted.cases, hashes, labeled, skip_bad)
             complete = store.complete_cases(wanted.identifiers)
     return _pool(store, complete, update, wanted, folds, hashes, labeled, raw)
@@ -146,6 +158,19 @@ class WantedCases:
     def identifiers(self) -> set[str]:
         """Every wanted identifier."""
         return self.from_images_un | self.from_split
+
+    def moved_since(self, store: UnlabeledStore) -> list[StoreEntry]:
+        """Entries of preprocessed scans that were taken out of ``imagesUn`` or put back into it, as they are now."""
+        if self.images_un_is_gone:
+            return []
+        now = {READY: REMOVED, REMOVED: READY}
+        return [
+            entry._replace(status=now[entry.status])
+            for entry in store.entries.values()
+            if entry.origin == IMAGES_UN
+            and entry.status in now
+            and (entry.status == READY) != (entry.identifier in self.from_images_un)
+        ]
 
     def add_from_store(self, store: UnlabeledStore, folds: Sequence[FoldCases]) -> None:
         """Where ``imagesUn`` is gone, what was preprocessed from it stands in for it."""
@@ -195,16 +220,22 @@ def list_cases_to_compare(
     if raw is None:
         return {}
     wanted = sorted({case for fold in folds for case in (*fold.labeled, *fold.validation)})
-    cases = {
-        identifier: case
-        for identifier, case in list_training_images(raw, dataset_json, wanted).items()
-        if case.problem is None
-    }
-    if with_test_cases and (raw / "imagesTs").is_dir():
-        for identifier, case in list_image_folder(raw / "imagesTs", dataset_json).items():
-            if case.problem is None:
-                cases[TEST_PREFIX + identifier] = case
-    return cases
+    cases = dict(list_training_images(raw, dataset_json, wanted))
+    if with_test_cases:
+        others = list_training_images(raw, dataset_json, held_out_cases(raw, dataset_json, folds))
+        cases |= {HELD_OUT_PREFIX + identifier: case for identifier, case in others.items()}
+        if (raw / "imagesTs").is_dir():
+            test = list_image_folder(raw / "imagesTs", dataset_json)
+            cases |= {TEST_PREFIX + identifier: case for identifier, case in test.items()}
+    return {key: case for key, case in cases.items() if case.problem is None}
+
+
+def held_out_cases(raw: Path | None, dataset_json: dict[str, Any], folds: Sequence[FoldCases]) -> list[str]:
+    """Labeled cases that no list of the folds names."""
+    if raw is None:
+        return []
+    named = {case for fold in folds for case in (*fold.labeled, *fold.validation, *fold.unlabeled)}
+    return [case for case in training_identifiers(raw, dataset_json) if case not in named]
 
 
 def no_unlabeled_case(images_un: str, preprocessed_dataset_folder_base: str | Path) -> UserError:
@@ -232,7 +263,7 @@ def _pool(
     unusable: list[str] = []
     for identifier in sorted(wanted.identifiers):
         entry = store.entries.get(identifier)
-        if entry is not None and entry.status == EXCLUDED:
+        if entry is not None and entry.status == EXCLUDED and entry.preprocessing == update.preprocessing:
             excluded[identifier] = entry.reason or "excluded"
         elif identifier in complete and entry is not None and entry.preprocessing == update.preprocessing:
             ready.append(identifier)
@@ -258,6 +289,7 @@ def _pool(
         lambda identifier: store.entries[identifier].origin,
         trained_on,
         hashes,
+        held_out_cases(raw, update.job.dataset_json, folds),
         leaks_are_allowed(update.job.plans),
     )
     compared = {case for fold in folds for case in (*fold.labeled, *fold.validation)}

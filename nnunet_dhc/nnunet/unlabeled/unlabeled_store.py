@@ -24,6 +24,7 @@ from nnunet_dhc.nnunet.unlabeled.raw_images import Source
 
 MANIFEST_FILE = "manifest.jsonl"
 READY, EXCLUDED = "ready", "excluded"
+REMOVED = "removed"  # from imagesUn; its files stay, in case it is put back
 
 # Case files must never get one of the names that the folder uses itself.
 _OWN_STEMS = {"bad_cases", "labeled_counts", "labeled_hashes", "manifest"}
