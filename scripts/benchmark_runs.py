@@ -176,7 +176,7 @@ class Run:
                 self.nnunet_trainer,
                 *plans,
                 "--epochs",
-                str(max(1, epochs // 2)),
+                str(epochs // 2),
                 *schedule,
                 "--work",
                 str(work),
@@ -261,7 +261,7 @@ def epochs_of(run: Run, runs: list[Run]) -> int:
     """
     epochs = run.args.epochs * run.row.times
     if run.row.as_long_as is None:
-        return round(epochs)
+        return _whole_stages(run, epochs)
     done = {other.row.label: other for other in runs if other.seed == run.seed and other.summary.is_file()}
     same_trainer = [
         other
@@ -274,4 +274,9 @@ def epochs_of(run: Run, runs: list[Run]) -> int:
     if run.row.as_long_as not in done or not same_trainer:
         raise UserError(f"--rows {run.row.label}: run {run.row.as_long_as} and a row of {run.nnunet_trainer} first")
     speed = training_seconds(same_trainer[0].folder) / epochs_of(same_trainer[0], runs)
-    return round(run.row.times * training_seconds(done[run.row.as_long_as].folder) / speed)
+    return _whole_stages(run, run.row.times * training_seconds(done[run.row.as_long_as].folder) / speed)
+
+
+def _whole_stages(run: Run, epochs: float) -> int:
+    """Whole epochs; of two stages an even number of them."""
+    return 2 * max(1, round(epochs / 2)) if run.row.trainer == TWO_STAGE else round(epochs)

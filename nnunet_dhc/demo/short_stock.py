@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_checkpoint = _by_a_rename(trainer.save_checkpoint)
     if args.oversample_foreground is not None:
         trainer.oversample_foreground_percent = args.oversample_foreground
+        trainer.probabilistic_oversampling = True  # as ours do; nnU-Net rounds to whole patches of a batch otherwise
     with claimed(trainer.output_folder):
         remove_unfinished(trainer.output_folder)
         continues = any(Path(trainer.output_folder).glob("checkpoint_*.pth"))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,13 @@ def differences_from(baseline: RowScores, others: Sequence[RowScores], protocol:
 def _difference(row: RowScores, baseline: RowScores, metric: Metric,
                 groups: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
     """Differences on the cases where both have a value, or one of them and the other is rightly empty."""
-    of_row, of_baseline = _side_by_side([row.matrix(metric.key), baseline.matrix(metric.key)], metric)
+    of_row, of_baseline = _side_by_side([row, baseline], metric)
     matrix = of_row - of_baseline
     sets = column_sets(groups)
     intervals = class_mean_interval(matrix, list(sets.values()))
-    whole = {name: {**interval.as_json(), "p": wilcoxon_p(case_means(matrix[:, columns]))}
+    whole = {name: {**interval.as_json(), "p": wilcoxon_p(case_means(matrix[:, columns]), interval.mean)}
              for (name, columns), interval in zip(sets.items(), intervals, strict=True)}
-    structures = {key: {**interval.as_json(), "p": wilcoxon_p(matrix[:, column])}
+    structures = {key: {**interval.as_json(), "p": wilcoxon_p(matrix[:, column], interval.mean)}
                   for column, (key, interval) in enumerate(
                       zip(row.keys, mean_intervals(list(matrix.T)), strict=True))}
     return {"overall": {"overall": whole.pop("overall")}, "groups": whole, "structures": structures}
@@ -73,6 +74,13 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
     sets = column_sets(groups)
     for metric in protocol.metrics:
         matrices = [row.matrix(metric.key) for row in rows]
+        beside = _side_by_side(rows, metric)
+
+        @cache
+        def pair_difference(best: int, other: int, metric: Metric = metric) -> Array:
+            of_best, of_other = _side_by_side([rows[best], rows[other]], metric)
+            return of_best - of_other
+
         sign = 1.0 if metric.higher_is_better else -1.0
         scopes: dict[str, list[int]] = {**sets, **{key: [column] for column, key in enumerate(rows[0].keys)}}
         result[metric.key] = {}
@@ -83,26 +91,24 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
             result[metric.key][scope] = None
             if best is None or len(rows) < 2:
                 continue
-            beside = _side_by_side(matrices, metric)
             values = [int((~np.isnan(matrix[:, columns])).sum()) for matrix in beside]
             if values[best] < max(values):
                 continue
             claims_of_best = claims.get(rows[best].row.name)
             if claims_of_best is not None and _in_scope(claims_of_best[metric.key], scope)["claim"] != "better":
                 continue
-            pairs = [_side_by_side([matrices[best], matrix], metric)
-                     for index, matrix in enumerate(matrices) if index != best]
-            if all(_beats(sign * (of_best - of_other), columns) for of_best, of_other in pairs):
+            if all(_beats(sign * pair_difference(best, other), columns) for other in range(len(rows)) if other != best):
                 result[metric.key][scope] = rows[best].row.name
     return result
 
 
-def _side_by_side(matrices: Sequence[Array], metric: Metric) -> list[Array]:
+def _side_by_side(rows: Sequence[RowScores], metric: Metric) -> list[Array]:
     """Scores of several rows, each (cases, structures), with what no score is worth where another row has one."""
+    matrices = [row.matrix(metric.key) for row in rows]
     if metric.rightly_empty is None:
-        return list(matrices)
-    scored = ~np.isnan(np.stack(matrices)).all(axis=0)
-    return [np.where(np.isnan(matrix) & scored, metric.rightly_empty, matrix) for matrix in matrices]
+        return matrices
+    compared = np.any([~np.isnan(matrix) for matrix in matrices], axis=0)
+    return [row.matrix_beside(metric.key, compared, metric.rightly_empty) for row in rows]
 
 
 def _class_mean(matrix: Any, columns: Sequence[int]) -> float | None:

@@ -15,7 +15,7 @@ _EPOCH = re.compile(r"Epoch (\d+)\s*$")
 _EPOCH_SECONDS = re.compile(r"Epoch time: ([0-9.]+) s")
 _CASE_COUNTS = re.compile(r"has (\d+) training and (\d+) validation cases")
 _PSEUDO_DICE = re.compile(r"Pseudo dice \[(.*)\]")
-_NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+\.|nan|-?\d+")
+_NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan")
 
 
 @dataclass

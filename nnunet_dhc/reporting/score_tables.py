@@ -32,20 +32,40 @@ class RowScores:
 
     def __init__(self, row: Row, scored: RunScores, cases: Sequence[str], keys: Sequence[str]) -> None:
         self.row, self.scored, self.cases, self.keys = row, scored, list(cases), list(keys)
+        self._of_all_runs: dict[str, Array] = {}
 
     def matrix(self, name: str, runs: RunScores | None = None) -> Array:
         """Shape (cases, structures); NaN where there is no value."""
-        stack = np.full((len(self.scored if runs is None else runs), len(self.cases), len(self.keys)), np.nan)
-        for layer, (_, scores) in enumerate(self.scored if runs is None else runs):
+        return _mean_of_runs(self._values(name) if runs is None else self._of_runs(name, runs))
+
+    def matrix_beside(self, name: str, compared: NDArray[np.bool_], worth: float) -> Array:
+        """``matrix`` with a value wherever ``compared`` asks for one.
+
+        Args:
+            name: Score.
+            compared: (cases, structures), where another row has a value, or this one in another run.
+            worth: What no value is worth there, for each run that scored the case.
+        """
+        values = self._values(name).copy()
+        scored = np.array([[case in scores for case in self.cases] for _, scores in self.scored])
+        values[np.isnan(values) & compared & scored[:, :, np.newaxis]] = worth
+        return _mean_of_runs(values)
+
+    def _values(self, name: str) -> Array:
+        if name not in self._of_all_runs:
+            self._of_all_runs[name] = self._of_runs(name, self.scored)
+        return self._of_all_runs[name]
+
+    def _of_runs(self, name: str, runs: RunScores) -> Array:
+        """Shape (runs, cases, structures)."""
+        values = np.full((len(runs), len(self.cases), len(self.keys)), np.nan)
+        for layer, (_, scores) in enumerate(runs):
             for line, case in enumerate(self.cases):
                 if case in scores:
                     for column, key in enumerate(self.keys):
                         value = scores[case][key].get(name)
-                        stack[layer, line, column] = np.nan if value is None else float(value)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a structure that is absent everywhere has no mean
-            result: Array = np.nanmean(stack, axis=0)
-        return result
+                        values[layer, line, column] = np.nan if value is None else float(value)
+        return values
 
     def count(self, name: str) -> dict[str, float]:
         """In how many cases a flag is set, per structure; a case that was scored more than once counts its mean."""
@@ -129,3 +149,10 @@ def describe_structures(names: Sequence[tuple[str, str]], volumes: Array) -> lis
 
 def or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def _mean_of_runs(values: Array) -> Array:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a structure that is absent everywhere has no mean
+        result: Array = np.nanmean(values, axis=0)
+    return result

@@ -34,7 +34,7 @@ class LabelSpace:
 
 
 def label_space(dataset_json: dict[str, Any]) -> LabelSpace:
-    """Foreground structures and ignore label, by the rules of nnU-Net's ``LabelManager``."""
+    """Foreground structures and ignore label, by the rules of nnU-Net's ``LabelManager``, and in its order."""
     structures, ignore_label = [], None
     for name, value in dataset_json["labels"].items():
         if name == "ignore":
@@ -45,6 +45,8 @@ def label_space(dataset_json: dict[str, Any]) -> LabelSpace:
             continue
         key = str(labels) if len(labels) > 1 else str(labels[0])
         structures.append(Structure(key, name, labels))
+    if all(len(structure.labels) == 1 for structure in structures):
+        structures.sort(key=lambda structure: structure.labels)  # regions keep the order of the file
     return LabelSpace(tuple(structures), ignore_label)
 
 

@@ -104,6 +104,12 @@ def _caution_of_mirroring(sides: Sequence[dict[str, Any]]) -> str:
             "is nnUNetTrainerNoMirroring.")
 
 
+def _with_the_labels_of(target: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with as many labeled cases, as far as that is known: an upper bound is no control."""
+    wanted = target["facts"].get("labeled_cases")
+    return [row for row in rows if wanted is None or row["facts"].get("labeled_cases") in (None, wanted)]
+
+
 def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, subject: str | None) -> dict[str, Any]:
     """Which part of the gain comes from unlabeled data, from two networks, and from longer training.
 
@@ -120,9 +126,9 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
     if not semi:
         return {"subject": None, "parts": [], "missing": [], "sentence": ""}
     target = next((row for row in semi if row["name"] == subject), semi[0])
-    stock = by_role.get("stock", [])
+    stock = _with_the_labels_of(target, by_role.get("stock", []))
     stock = [row for row in stock if row["facts"].get("mirror_axes") == target["facts"].get("mirror_axes")] or stock
-    controls = by_role.get("pair supervised", [])
+    controls = _with_the_labels_of(target, by_role.get("pair supervised", []))
     controls = [row for row in controls if not _differing_settings(row, target)] or controls
     control = _closest(controls, target, "steps", _STEPS_TOLERANCE)
     equal_steps = _closest(stock, target, "steps", _STEPS_TOLERANCE)

@@ -19,13 +19,14 @@ from nnunet_dhc.reporting import verdict
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
 from nnunet_dhc.reporting.collection import Row, Run, check_comparable
 from nnunet_dhc.reporting.compare import Options, build_comparison
-from nnunet_dhc.reporting.differences import winners
+from nnunet_dhc.reporting.differences import differences_from, winners
 from nnunet_dhc.reporting.evaluate import score_pairs
 from nnunet_dhc.reporting.output import write_comparison
 from nnunet_dhc.reporting.protocols import PROTOCOLS, STANDARD
 from nnunet_dhc.reporting.render_markdown import render_markdown
 from nnunet_dhc.reporting.render_text import render_text
 from nnunet_dhc.reporting.score_tables import RowScores
+from nnunet_dhc.reporting.structures import label_space
 from nnunet_dhc.reporting.verdict import caution
 
 
@@ -329,8 +330,9 @@ def test_every_metric_says_what_it_is():
         assert math.isfinite(metric.scale)
 
 
-def _build(tree, *trainers, folds=None):
-    return build_comparison(collect_trainings(Selection("901", list(trainers), folds=folds)), Options(images=False))
+def _build(tree, *trainers, folds=None, allow_different=False):
+    selection = Selection("901", list(trainers), folds=folds)
+    return build_comparison(collect_trainings(selection, allow_different), Options(images=False))
 
 
 def test_2d_color_pictures(tmp_path):
@@ -351,6 +353,60 @@ def test_2d_color_pictures(tmp_path):
     # 6 x 6 pixels, 5 of 6 columns in common.
     assert found["rows"][0]["scores"]["dice"]["structures"]["1"]["mean"] == pytest.approx(5 / 6)
     assert [plane["plane"] for plane in found["overlays"][0]["planes"]] == ["slice"]
+
+
+@pytest.mark.parametrize(("of_a", "of_b", "expected"), [(1, 0, -1 / 3), (3, 0, -1.0), (1, 3, 2 / 3), (0, 0, None)])
+def test_painting_an_absent_structure_in_some_seeds(tmp_path, of_a, of_b, expected):
+    for case in range(8):
+        write_volume(tmp_path / "reference" / f"c{case}.nii.gz", boxes(rare=False))
+        for name, seeds_that_paint in (("a", of_a), ("b", of_b)):
+            for seed in range(3):
+                write_volume(tmp_path / f"{name}{seed}" / f"c{case}.nii.gz", boxes(rare=seed < seeds_that_paint))
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    rows = [(name, tmp_path / f"{name}{seed}") for name in ("b", "a") for seed in range(3)]
+    found = build_comparison(collect_folders(rows, tmp_path / "reference", djfile), Options(images=False))
+    difference = found["differences"][0]["metrics"]["dice"]["structures"]["3"]["mean"]
+    assert difference == (None if expected is None else pytest.approx(expected))
+
+
+def test_better_in_the_mean_of_structures_and_worse_in_most_cases_is_no_claim():
+    """One structure is a little worse in all cases, the other, which few have, much better."""
+    draw = np.random.default_rng(0)
+
+    class Rows:
+        keys = ("1", "2")
+
+        def __init__(self, name, values):
+            self.row, self._values = Row(name), values
+
+        def matrix(self, _):
+            return self._values
+
+        def matrix_beside(self, *_):
+            return self._values
+
+    before = np.full((60, 2), 0.5)
+    before[6:, 1] = np.nan
+    after = before + np.stack([draw.normal(-0.01, 0.005, 60), draw.normal(0.3, 0.05, 60)], axis=1)
+    entry, = differences_from(Rows("b", before), [Rows("a", after)], STANDARD, ["all", "all"])
+    overall = entry["metrics"]["dice"]["overall"]
+    assert overall["low"] > 0 and overall["claim"] == "no claim"
+
+
+def test_an_upper_bound_is_no_control(tree):
+    tree.add_stock().add_stock("nnUNetTrainer_16epochs", epochs=16).add_pair("nnUNetTrainerDHC")
+    tree.add_pair("nnUNetTrainerPairSupervised", labeled=[*tree.labeled, "another"], unlabeled=0)
+    found = _build(tree, "nnUNetTrainer", "nnUNetTrainer_16epochs", "nnUNetTrainerPairSupervised", "nnUNetTrainerDHC",
+                   allow_different=True)
+    assert "unlabeled data" not in [part["what"] for part in found["attribution"]["parts"]]
+    assert found["attribution"]["missing"][0].startswith("nnUNetTrainerPairSupervised with the same number of steps")
+
+
+def test_structures_come_in_the_order_of_nnunets_logs():
+    labels = {"background": 0, "spleen": 2, "liver": 1}
+    assert [structure.name for structure in label_space({"labels": labels}).structures] == ["liver", "spleen"]
+    regions = {"background": 0, "whole": [1, 2], "core": 2}
+    assert [structure.name for structure in label_space({"labels": regions}).structures] == ["whole", "core"]
 
 
 def test_label_maps_of_floating_point_numbers_are_shown(tree):

@@ -88,6 +88,16 @@ def test_cases_however_they_are_listed():
     assert case_count({}, "unlabeled") is None
 
 
+def test_a_number_in_scientific_notation(tmp_path):
+    """NumPy prints 0.0001 so, which a rare structure has early on."""
+    (tmp_path / "training_log_2026_1_1_00_00_00.txt").write_text(
+        "x: Epoch 0 \nx: train_loss -1e-04 \nx: Pseudo dice [np.float32(0.5), np.float32(1e-04), nan, "
+        "np.float32(0.0), np.float32(1.0)] \nx: Epoch time: 2.5 s \n")
+    epoch, = read_run(tmp_path).epochs
+    assert epoch["dice_mean"] == [0.5, 0.0001, None, 0.0, 1.0]
+    assert epoch["losses"] == {"train": -0.0001}
+
+
 def test_logs_come_in_the_order_of_their_dates(tmp_path):
     """nnU-Net writes no leading zeros, so by name the 10th of a month comes before the 9th."""
     names = ["training_log_2025_9_30_9_05_00.txt", "training_log_2025_10_9_23_00_00.txt",

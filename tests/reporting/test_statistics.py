@@ -27,14 +27,21 @@ def test_holm_worked_by_hand():
 
 def test_wilcoxon_is_exact_for_few_cases():
     # Six differences of one sign: 2 / 2**6.
-    assert wilcoxon_p(np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])) == pytest.approx(2 / 64)
-    assert wilcoxon_p(np.zeros(8)) == 1.0
-    assert wilcoxon_p(np.array([np.nan])) is None
+    assert wilcoxon_p(np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), 0.35) == pytest.approx(2 / 64)
+    assert wilcoxon_p(np.zeros(8), 0.0) == 1.0
+    assert wilcoxon_p(np.array([np.nan]), None) is None
+
+
+def test_the_test_confirms_nothing_that_goes_the_other_way():
+    values = np.random.default_rng(0).normal(0.1, 0.3, 30)
+    two_sided = stats.wilcoxon(values).pvalue
+    assert wilcoxon_p(values, values.mean()) == pytest.approx(two_sided)
+    assert wilcoxon_p(values, -1.0) == 1.0
 
 
 def test_five_cases_never_reach_significance():
     # Why six cases are asked for: 2 / 2**5 > 0.05.
-    assert wilcoxon_p(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) > 0.05
+    assert wilcoxon_p(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), 3.0) > 0.05
 
 
 def test_interval_is_close_to_that_of_students_t():
