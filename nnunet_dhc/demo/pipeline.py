@@ -22,7 +22,7 @@ from nnunet_dhc.nnunet.atomic_files import replace_file
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE
 from nnunet_dhc.nnunet.training.run_record import content_hash
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN
-from nnunet_dhc.reporting.run_files import training_logs
+from nnunet_dhc.reporting.run_files import logged_seconds
 
 PHANTOM_ID = 901
 PLANS, SMALL_PLANS = "nnUNetPlans", "nnUNetPlansDemo"
@@ -281,18 +281,10 @@ def training_seconds(fold_folder: Path) -> float:
     Raises:
         UserError: There is no log with a finished epoch.
     """
-    by_epoch: dict[int, float] = {}
-    for log in training_logs(fold_folder):
-        epoch = 0
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            if match := re.search(r": Epoch (\d+)\s*$", line):
-                epoch = int(match[1])
-                by_epoch = {number: seconds for number, seconds in by_epoch.items() if number < epoch}
-            elif match := re.search(r"Epoch time: ([\d.]+) s", line):
-                by_epoch[epoch] = float(match[1])
-    if not by_epoch:
+    seconds = logged_seconds(fold_folder)
+    if seconds is None:
         raise UserError(f"no finished epoch in the logs of {fold_folder}: run the demo again")
-    return sum(by_epoch.values())
+    return seconds
 
 
 def _predictions(output: Path, name: str) -> Path:

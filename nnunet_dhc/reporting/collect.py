@@ -15,9 +15,10 @@ from typing import Any
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collection import Collection, Note, Row, Run, check_comparable
 from nnunet_dhc.reporting.image_files import other_place
-from nnunet_dhc.reporting.run_files import RunRecord, read_run, training_logs
+from nnunet_dhc.reporting.run_files import RunRecord, case_list, read_run, training_logs
 from nnunet_dhc.reporting.structures import label_space, read_dataset_json
 
+_IN_SPLIT_AND_LOG = {"labeled": ("train", 0), "validation": ("val", 1)}
 _TRAINING = re.compile(r"(?:(?P<name>[^=@]+)=)?(?P<trainer>\w+)(?:@(?P<plans>[^@=]+))?")
 
 
@@ -165,9 +166,9 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
         run = Run(repeat, fold, predictions, read_run(folder))
         split = splits[int(fold)] if fold.isdigit() and int(fold) < len(splits) else None
         split = None if _changed_since(folder, preprocessed) else split
-        run.labeled = _labeled_cases(run.record, split)
+        run.labeled = _own_cases("labeled", run.record, split)
         if validated:
-            _keep_own_predictions(run, _validation_cases(run.record, split), folder / "validation")
+            _keep_own_predictions(run, _own_cases("validation", run.record, split), folder / "validation")
         runs.append(run)
     return runs
 
@@ -192,23 +193,12 @@ def _keep_own_predictions(run: Run, cases: list[str] | None, folder: Path) -> No
     run.predictions = {case: run.predictions[case] for case in cases}
 
 
-def _validation_cases(record: RunRecord | None, split: dict[str, Any] | None) -> list[str] | None:
+def _own_cases(kind: str, record: RunRecord | None, split: dict[str, Any] | None) -> list[str] | None:
     """From the run's own record; for a stock run from the split file, if it still fits what the log counted."""
-    if record is not None and record.validation is not None:
-        return record.validation
-    return _listed_cases(record, split, "val", 1)
-
-
-def _labeled_cases(record: RunRecord | None, split: dict[str, Any] | None) -> list[str] | None:
-    """From the run's own record; for a stock run from the split file, if it still fits what the log counted."""
-    if record is not None and record.labeled is not None:
-        return record.labeled
-    return _listed_cases(record, split, "train", 0)
-
-
-def _listed_cases(record: RunRecord | None, split: dict[str, Any] | None, key: str, place: int) -> list[str] | None:
-    if split is None:
-        return None
+    recorded = case_list(record.manifest, kind) if record is not None else None
+    if recorded is not None or split is None:
+        return recorded
+    key, place = _IN_SPLIT_AND_LOG[kind]
     cases = sorted(str(case) for case in split.get(key, ()))
     counted = record.counted_cases if record is not None else None
     return cases if counted is None or counted[place] == len(cases) else None

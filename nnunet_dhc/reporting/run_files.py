@@ -33,14 +33,6 @@ class RunRecord:
     parameters: int | None = None
 
     @property
-    def labeled(self) -> list[str] | None:
-        return case_list(self.manifest, "labeled")
-
-    @property
-    def validation(self) -> list[str] | None:
-        return case_list(self.manifest, "validation")
-
-    @property
     def unlabeled_count(self) -> int | None:
         return case_count(self.manifest, "unlabeled")
 
@@ -98,6 +90,13 @@ def read_run(folder: Path) -> RunRecord:
     else:
         record.epochs = stock
     return record
+
+
+def logged_seconds(folder: Path) -> float | None:
+    """Seconds that nnU-Net's own logs of a fold give its finished epochs; None without any."""
+    record = RunRecord(folder)
+    _read_training_logs(folder, record)
+    return record.seconds
 
 
 def training_logs(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,13 @@ from numpy.typing import NDArray
 from nnunet_dhc.reporting.collection import Row, Run
 from nnunet_dhc.reporting.metrics import Scores
 from nnunet_dhc.reporting.protocols import Protocol
-from nnunet_dhc.reporting.statistics import class_mean_interval, frequency_groups, mean_and_spread, mean_intervals
+from nnunet_dhc.reporting.statistics import (
+    class_mean_interval,
+    frequency_groups,
+    mean_and_spread,
+    mean_intervals,
+    nanmean,
+)
 
 Array = NDArray[np.float64]
 RunScores = list[tuple[Run, dict[str, Scores]]]
@@ -36,7 +41,7 @@ class RowScores:
 
     def matrix(self, name: str, runs: RunScores | None = None) -> Array:
         """Shape (cases, structures); NaN where there is no value."""
-        return _mean_of_runs(self._values(name) if runs is None else self._of_runs(name, runs))
+        return nanmean(self._values(name) if runs is None else self._of_runs(name, runs), axis=0)
 
     def matrix_beside(self, name: str, compared: NDArray[np.bool_], worth: float) -> Array:
         """``matrix`` with a value wherever ``compared`` asks for one.
@@ -49,7 +54,7 @@ class RowScores:
         values = self._values(name).copy()
         scored = np.array([[case in scores for case in self.cases] for _, scores in self.scored])
         values[np.isnan(values) & compared & scored[:, :, np.newaxis]] = worth
-        return _mean_of_runs(values)
+        return nanmean(values, axis=0)
 
     def _values(self, name: str) -> Array:
         if name not in self._of_all_runs:
@@ -109,9 +114,7 @@ class RowScores:
     def _class_mean(self, name: str, repeat: int | None = None, fold: str | None = None) -> float | None:
         runs = [(run, scores) for run, scores in self.scored
                 if repeat in (None, run.repeat) and fold in (None, run.fold)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return or_none(float(np.nanmean(np.nanmean(self.matrix(name, runs), axis=0))))
+        return or_none(float(nanmean(nanmean(self.matrix(name, runs), axis=0), axis=0)))
 
 
 def column_sets(groups: Sequence[str]) -> dict[str, list[int]]:
@@ -126,10 +129,7 @@ def column_sets(groups: Sequence[str]) -> dict[str, list[int]]:
 
 def case_means(matrix: Array) -> Array:
     """Mean over structures of each case."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        result: Array = np.nanmean(matrix, axis=1)
-    return result
+    return nanmean(matrix, axis=1)
 
 
 def describe_structures(names: Sequence[tuple[str, str]], volumes: Array) -> list[dict[str, Any]]:
@@ -149,10 +149,3 @@ def describe_structures(names: Sequence[tuple[str, str]], volumes: Array) -> lis
 
 def or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _mean_of_runs(values: Array) -> Array:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a structure that is absent everywhere has no mean
-        result: Array = np.nanmean(values, axis=0)
-    return result

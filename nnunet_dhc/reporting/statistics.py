@@ -71,8 +71,8 @@ def class_mean_interval(matrix: Array, weights: Sequence[Sequence[int]]) -> list
         return [Interval(None, None, None, 0) for _ in weights]
 
     def statistic(cases: NDArray[np.int64]) -> Array:
-        means = _nanmean(matrix[cases], axis=-2)
-        return np.stack([_nanmean(means[..., list(columns)], axis=-1) for columns in weights])
+        means = nanmean(matrix[cases], axis=-2)
+        return np.stack([nanmean(means[..., list(columns)], axis=-1) for columns in weights])
 
     points = statistic(np.arange(len(matrix)))
     bounds = _bootstrap(len(matrix), statistic)
@@ -185,7 +185,8 @@ def _means_of(values: Array, cases: NDArray[np.int64]) -> Array:
     return result
 
 
-def _nanmean(values: Array, axis: int) -> Array:
+def nanmean(values: Array, axis: int) -> Array:
+    """NumPy's, without its warning where there is nothing: the mean is NaN then."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class without a value has no mean
         result: Array = np.nanmean(values, axis=axis)

@@ -158,8 +158,8 @@ def _kept_fold(fold: Fold, unit_of: Mapping[str, tuple[str, ...]]) -> tuple[list
     if unknown:
         raise UserError(f"--keep: {name_some(unknown)} of {SPLITS_FILE} is not in the dataset: repair the file first")
     validation = {unit_of[case] for case in fold["val"]}
-    training = {unit_of[case] for case in fold["train"] + fold["unlabeled"]}
-    in_training = set(fold["train"] + fold["unlabeled"])
+    in_training = {*fold["train"], *fold["unlabeled"]}
+    training = {unit_of[case] for case in in_training}
     if validation & training:
         raise UserError("--keep: a group of --groups has training and validation cases in the existing file: "
                         "leave --keep out to draw folds that keep groups together")

@@ -123,7 +123,8 @@ def bring_store_up_to_date(
     )
     images_un = str(raw / IMAGES_UN) if raw is not None else f"$nnUNet_raw/{dataset_name}/{IMAGES_UN}"
     refuse_leaks_by_name(wanted.from_images_un, folds, images_un)
-    labeled = list_cases_to_compare(raw, dataset_json, folds, bool(wanted.cases))
+    held_out = held_out_cases(raw, dataset_json, folds)
+    labeled = list_cases_to_compare(raw, dataset_json, folds, held_out, bool(wanted.cases))
     reader = plans_manager.plans["image_reader_writer"]
     store, hashes = UnlabeledStore(folder), LabeledHashes(folder, reader)
     moved = wanted.moved_since(store)
@@ -141,7 +142,7 @@ def bring_store_up_to_date(
             hashes = LabeledHashes(folder, reader)
             update.run(store, wanted.cases, hashes, labeled, skip_bad)
             complete = store.complete_cases(wanted.identifiers)
-    return _pool(store, complete, update, wanted, folds, hashes, labeled, raw)
+    return _pool(store, complete, update, wanted, folds, hashes, held_out, raw)
 
 
 @dataclass
@@ -214,7 +215,11 @@ def list_wanted_cases(
 
 
 def list_cases_to_compare(
-    raw: Path | None, dataset_json: dict[str, Any], folds: Sequence[FoldCases], with_test_cases: bool
+    raw: Path | None,
+    dataset_json: dict[str, Any],
+    folds: Sequence[FoldCases],
+    held_out: Sequence[str],
+    with_test_cases: bool,
 ) -> dict[str, RawCase]:
     """Labeled, validation and test cases whose voxels no unlabeled case may have (test cases: may, but said so)."""
     if raw is None:
@@ -222,7 +227,7 @@ def list_cases_to_compare(
     wanted = sorted({case for fold in folds for case in (*fold.labeled, *fold.validation)})
     cases = dict(list_training_images(raw, dataset_json, wanted))
     if with_test_cases:
-        others = list_training_images(raw, dataset_json, held_out_cases(raw, dataset_json, folds))
+        others = list_training_images(raw, dataset_json, held_out)
         cases |= {HELD_OUT_PREFIX + identifier: case for identifier, case in others.items()}
         if (raw / "imagesTs").is_dir():
             test = list_image_folder(raw / "imagesTs", dataset_json)
@@ -255,7 +260,7 @@ def _pool(
     wanted: WantedCases,
     folds: Sequence[FoldCases],
     hashes: LabeledHashes,
-    labeled: dict[str, RawCase],
+    held_out: Sequence[str],
     raw: Path | None,
 ) -> UnlabeledPool:
     excluded: dict[str, str] = {}
@@ -289,7 +294,7 @@ def _pool(
         lambda identifier: store.entries[identifier].origin,
         trained_on,
         hashes,
-        held_out_cases(raw, update.job.dataset_json, folds),
+        held_out,
         leaks_are_allowed(update.job.plans),
     )
     compared = {case for fold in folds for case in (*fold.labeled, *fold.validation)}
