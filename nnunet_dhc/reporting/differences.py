@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -49,8 +48,7 @@ def differences_from(baseline: RowScores, others: Sequence[RowScores], protocol:
 def _difference(row: RowScores, baseline: RowScores, metric: Metric,
                 groups: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
     """Differences on the cases where both have a value, or one of them and the other is rightly empty."""
-    of_row, of_baseline = _side_by_side([row, baseline], metric)
-    matrix = of_row - of_baseline
+    matrix = _paired(row, baseline, metric)
     sets = column_sets(groups)
     intervals = class_mean_interval(matrix, list(sets.values()))
     whole = {name: {**interval.as_json(), "p": wilcoxon_p(case_means(matrix[:, columns]), interval.mean)}
@@ -75,12 +73,6 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
     for metric in protocol.metrics:
         matrices = [row.matrix(metric.key) for row in rows]
         beside = _side_by_side(rows, metric)
-
-        @cache
-        def pair_difference(best: int, other: int, metric: Metric = metric) -> Array:
-            of_best, of_other = _side_by_side([rows[best], rows[other]], metric)
-            return of_best - of_other
-
         sign = 1.0 if metric.higher_is_better else -1.0
         scopes: dict[str, list[int]] = {**sets, **{key: [column] for column, key in enumerate(rows[0].keys)}}
         result[metric.key] = {}
@@ -97,9 +89,16 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
             claims_of_best = claims.get(rows[best].row.name)
             if claims_of_best is not None and _in_scope(claims_of_best[metric.key], scope)["claim"] != "better":
                 continue
-            if all(_beats(sign * pair_difference(best, other), columns) for other in range(len(rows)) if other != best):
+            if all(_beats(sign * _paired(rows[best], other, metric), columns)
+                   for index, other in enumerate(rows) if index != best):
                 result[metric.key][scope] = rows[best].row.name
     return result
+
+
+def _paired(row: RowScores, other: RowScores, metric: Metric) -> Array:
+    """``row`` minus ``other``, (cases, structures)."""
+    of_row, of_other = _side_by_side([row, other], metric)
+    return of_row - of_other
 
 
 def _side_by_side(rows: Sequence[RowScores], metric: Metric) -> list[Array]:
