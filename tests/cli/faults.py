@@ -155,6 +155,10 @@ FAULTS: tuple[Fault, ...] = (
         ("scan_0", "not preprocessed with these plans", "bring the images back"), PREPROCESS, 2,
     ),
     Fault(
+        "labeled cases were preprocessed with another spacing", scans.other_spacing,
+        ("case_0", "another spacing than nnUNetPlansTiny has", "nnUNetv2_preprocess -d Dataset999_Tiny"), PREPROCESS, 2,
+    ),
+    Fault(
         "labeled cases are not preprocessed", breakdowns.labeled_not_preprocessed,
         ("nnUNetPlans_3d_fullres", "nnUNetv2_preprocess -d Dataset999_Tiny"),
     ),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from tiny_training import assert_same, differs, log_lines, make_trainer, parameters, resumed
+from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, parameters, resumed
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.training import checkpoint as checkpoint_module
@@ -193,6 +194,27 @@ def test_changed_cases_are_told(tiny_dataset):
     second.run_training()
     log = "".join(path.read_text() for path in Path(second.output_folder).glob("training_log_*.txt"))
     assert "WARNING: the list of cases (unlabeled) is not what this run started with" in log
+    record = json.loads(Path(second.output_folder, "dhc_run.json").read_text())
+    assert "the list of cases (unlabeled)" in record["warnings"][-1]
+
+
+@pytest.mark.parametrize("trained_on", ["case_1", "case_3"])  # labeled, unlabeled
+def test_a_training_case_does_not_become_a_validation_case(tiny_dataset, trained_on):
+    trainer = make_trainer(tiny_dataset)
+    stop_in_epoch(trainer, 1)
+    swapped = {key: ["case_2" if case == trained_on else case for case in FOLD[key]] for key in ("train", "unlabeled")}
+    tiny_dataset.write_split([{**swapped, "val": [trained_on]}])
+    with pytest.raises(UserError, match=rf"splits_final.json now has {trained_on} for validation, .* --c"):
+        resumed(tiny_dataset, trainer).run_training()
+    tiny_dataset.write_split([FOLD])
+    resumed(tiny_dataset, trainer).run_training()
+
+
+def test_a_new_validation_case_is_no_leak(tiny_dataset):
+    trainer = make_trainer(tiny_dataset)
+    stop_in_epoch(trainer, 1)
+    tiny_dataset.write_split([{**FOLD, "val": ["case_2", "case_5"]}])
+    resumed(tiny_dataset, trainer).run_training()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "stock", "later format", "other trainer"])

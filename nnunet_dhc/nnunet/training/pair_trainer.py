@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -170,6 +171,10 @@ class PairTrainer(ReliableTrainer):
         return read_fold_cases(self.preprocessed_dataset_folder_base, self._identifiers(), self.fold)
 
     def get_dataloaders(self):
+        with seeding.seeded_workers(self):
+            return self._dataloaders()
+
+    def _dataloaders(self):
         labeled, validation = super().get_dataloaders()
         unlabeled = None
         if self.data.pool is not None:
@@ -260,7 +265,9 @@ class PairTrainer(ReliableTrainer):
     def _report_changes(self, state: dict) -> None:
         changes = self.data.changes_since(state["data"])
         if changes:
-            self.print_to_log_file("WARNING:", changes)
+            if self.fold != "all":  # there every case is a validation case, too
+                self.data.refuse_trained_validation_cases(self.files.recorded_cases, self._resume_command)
+            self.data = replace(self.data, warnings=(*self.data.warnings, changes))
         plans_before = self.my_init_kwargs["plans"]  # nnU-Net has put the checkpoint's there
         settings = changed_since(self.recipe, state["recipe"], plans_before, self.plans_manager.plans)
         if settings:

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
 from nnunet_dhc.nnunet.splits.labeled_counts import classes_without_labels, labeled_voxel_counts
+from nnunet_dhc.nnunet.splits.stale_preprocessing import refuse_stale_cases
 from nnunet_dhc.nnunet.training.cascade import note_on_labels, predict_unlabeled, require_labeled_predictions
 from nnunet_dhc.nnunet.training.run_record import content_hash
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
@@ -56,6 +59,23 @@ class TrainingData:
             f"the list of cases ({', '.join(changed)}) is not what this run started with; it goes on with the new one"
         )
 
+    def refuse_trained_validation_cases(self, recorded: Mapping[str, Sequence[str]], resume: str) -> None:
+        """Raise if a validation case was a training case when this run was last started.
+
+        Args:
+            recorded: Lists of cases in the run's record, empty if there is none.
+            resume: The command that continues.
+        """
+        trained_on = {*recorded.get("labeled", ()), *recorded.get("unlabeled", ())}
+        new = set(self.cases.validation).difference(recorded.get("validation", ()))
+        leaking = sorted(trained_on & new)
+        if leaking:
+            raise UserError(
+                f"{SPLITS_FILE} now has {name_some(leaking)} for validation, on which this run has trained, so its "
+                f"scores would be no scores on unseen images: put the split file that it started with back and "
+                f"continue with: {resume}; or start anew without --c"
+            )
+
 
 def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabeled: bool) -> TrainingData:
     """Preprocess what is new among the unlabeled scans, count the labeled voxels, and collect warnings.
@@ -64,6 +84,12 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
         UserError: Bad input of any kind; see docs/reference/messages.md.
     """
     pool = previous_stage_folder = None
+    refuse_stale_cases(
+        trainer.preprocessed_dataset_folder,
+        (*cases.labeled, *cases.validation),
+        trainer.plans_manager,
+        trainer.configuration_name,
+    )
     if trainer.is_cascaded:
         require_labeled_predictions(trainer, cases)
     if uses_unlabeled:

@@ -48,6 +48,11 @@ class RunFiles:
         """Whether a training in this folder has finished an epoch."""
         return bool(EpochLog(self.folder).read())
 
+    @property
+    def recorded_cases(self) -> dict[str, list[str]]:
+        """Labeled, validation and unlabeled cases that the run in this folder was last started with."""
+        return RunRecord(self.folder).read().get("cases", {})
+
     def start(self, trainer: PairTrainer, data: TrainingData) -> None:
         """Before the first step: the record of the run and one line for the reader."""
         cases = {

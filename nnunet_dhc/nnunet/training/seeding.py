@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seed switch: an environment variable, off by default, because nnU-Net seeds nothing."""
+"""Random numbers: the seed switch, off by default, because nnU-Net seeds nothing, and those of data workers."""
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
 from nnunet_dhc.errors import UserError
 
@@ -34,3 +39,37 @@ def seed_everything(*numbers: int) -> None:
     random.seed(state)
     np.random.seed(state)
     torch.manual_seed(state)
+
+
+class SeedOncePerWorker(BasicTransform):
+    """Give each data worker a state of torch's generator of its own; changes no image.
+
+    batchgenerators seeds NumPy in a worker and leaves torch's generator as the fork copied it, or as every new process
+    has it. batchgeneratorsv2 asks torch whether to apply a transform and which axes to mirror, so all workers, those
+    of the unlabeled patches too, would decide alike for their first patch, their second, and so on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = os.getpid()
+
+    def apply(self, data_dict: dict, **_: Any) -> dict:
+        if os.getpid() != self._process:
+            torch.default_generator.seed()  # torch.seed would also seed the GPU, which a forked process must not touch
+            self._process = os.getpid()
+        return data_dict
+
+
+@contextmanager
+def seeded_workers(trainer: Any) -> Iterator[None]:
+    """Let the training transforms that a trainer makes meanwhile begin with `SeedOncePerWorker`."""
+    make_transforms = trainer.get_training_transforms
+
+    def make_seeded(*args: Any, **kwargs: Any) -> ComposeTransforms:
+        return ComposeTransforms([SeedOncePerWorker(), make_transforms(*args, **kwargs)])
+
+    trainer.get_training_transforms = make_seeded
+    try:
+        yield
+    finally:
+        del trainer.get_training_transforms

@@ -119,8 +119,17 @@ def other_plans(dataset: TinyDataset) -> None:
         raw_dataset_folder=dataset.raw,
         say=lambda _: None,
     )
+    _change_configuration(dataset, resampling_fn_data_kwargs={"is_seg": False, "order": 1, "order_z": 0})
+
+
+def other_spacing(dataset: TinyDataset) -> None:
+    """Change the spacing of the plans after the labeled cases were preprocessed."""
+    _change_configuration(dataset, spacing=[1.2, 1.2, 1.2])
+
+
+def _change_configuration(dataset: TinyDataset, **values) -> None:
     plans = dataset.plans_content()
-    plans["configurations"]["3d_fullres"]["spacing"] = [1.2, 1.2, 1.2]
+    plans["configurations"]["3d_fullres"] |= values
     (dataset.preprocessed / f"{dataset.tiny_plans}.json").write_text(json.dumps(plans))
 
 
