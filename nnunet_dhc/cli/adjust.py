@@ -23,11 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Adjust each fold."""
-    import torch
-
+    from nnunet_dhc.cli._device import chosen_device
     from nnunet_dhc.nnunet.network.adjust_model import adjust_folds
     from nnunet_dhc.nnunet.network.model_folder import find_model_folder, parse_fold
 
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = chosen_device(args.device)
     folds = [parse_fold(fold) for fold in args.f]
     adjust_folds(find_model_folder(args.d, args.tr, args.p, args.c), folds, args.chk, device)

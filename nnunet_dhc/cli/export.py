@@ -25,11 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export."""
-    import torch
-
+    from nnunet_dhc.cli._device import chosen_device
     from nnunet_dhc.nnunet.network.export_model import ExportRequest, export_model
     from nnunet_dhc.nnunet.network.model_folder import parse_fold
 
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = chosen_device(args.device)
     folds = [parse_fold(fold) for fold in args.f]
     export_model(ExportRequest(args.d, args.c, folds, args.net, args.tr, args.p, args.chk), args.o, device)

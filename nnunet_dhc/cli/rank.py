@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--diversity", type=float, default=0.5, metavar="X",
                         help="0: by score alone, 1: as unlike each other as possible (default: 0.5)")
     parser.add_argument("--disable_tta", action="store_true",
-                        help="predict without mirroring: in 3D an eighth of the time, less exact")
+                        help="predict without mirroring: less exact, and in 3D an eighth of the time if the model was "
+                             "trained with mirroring")
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], help="default: cuda if there")
     parser.add_argument("-np", type=int, default=2, metavar="N", help="processes for preprocessing (default: 2)")
     parser.add_argument("--anonymise", action="store_true", help="number the scans in all files written for reading")
@@ -34,15 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Predict, order, write, and print the table (with the real names, also of an anonymised page)."""
-    import torch
-
+    from nnunet_dhc.cli._device import chosen_device
     from nnunet_dhc.cli._output import check_output_folder
     from nnunet_dhc.nnunet.network.model_folder import parse_fold
     from nnunet_dhc.nnunet.ranking.rank_cases import RankRequest, rank_cases
     from nnunet_dhc.reporting.rank_page import finish_ranking, render_rank_text, write_ranking
 
     check_output_folder(args.o)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = chosen_device(args.device)
     request = RankRequest(args.d, args.c, [parse_fold(fold) for fold in args.f], args.tr, args.p, args.chk, args.i,
                           args.budget, args.diversity, not args.disable_tta)
     ranking = rank_cases(request, args.o, device, args.np, not args.no_images)

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "nnUNetv2_train with the trainers found; takes its arguments"
+HELP = "nnUNetv2_train with the trainers found; takes its arguments (without -tr: stock nnU-Net)"
 HANDS_OVER = True
 
 
 def run(args: argparse.Namespace) -> None:
     """Call nnU-Net's entry point with the arguments as they are."""
+    from nnunet_dhc.cli._stock import note_stock_trainer
     from nnunet_dhc.nnunet.handover import call_nnunet
     from nnunet_dhc.nnunet.training.torchrun import process_group
 
+    note_stock_trainer("train", args.arguments)
     with process_group(args.arguments) as (program, arguments):
         call_nnunet(program, "nnunetv2.run.run_training:run_training_entry", arguments)

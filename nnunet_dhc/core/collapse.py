@@ -19,13 +19,19 @@ class CollapseMonitor:
     Args:
         class_names: Foreground classes, in the order of the values given to `observe`.
         patience_epochs: Epochs in a row before an alarm, at least 1.
+        learns_from_pseudo_labels: Off where the pseudo labels are counted only.
     """
 
-    def __init__(self, class_names: Sequence[str], patience_epochs: int) -> None:
+    def __init__(
+        self, class_names: Sequence[str], patience_epochs: int, learns_from_pseudo_labels: bool = True
+    ) -> None:
         if patience_epochs < 1:
             raise ValueError(f"patience_epochs is {patience_epochs}, but must be at least 1")
         self.class_names = list(class_names)
         self.patience_epochs = int(patience_epochs)
+        self._remedy = "label more cases that show it" + (
+            ", or lower lambda_max so that the labels outweigh the pseudo labels" if learns_from_pseudo_labels else ""
+        )
         n = len(self.class_names)
         self._epochs_without_pseudo_labels = [0] * n
         self._epochs_with_zero_dice = [0] * n
@@ -63,8 +69,7 @@ class CollapseMonitor:
             if self._count(self._epochs_without_pseudo_labels, index, contained, pseudo_label_share[index]):
                 alarms.append(
                     f"Class '{class_name}' has not appeared in the pseudo labels for {n} epochs although the labels "
-                    f"contain it: label more cases that show it, or lower lambda_max so that the labels outweigh the "
-                    f"pseudo labels."
+                    f"contain it: {self._remedy}."
                 )
             if self._count(self._epochs_with_zero_dice, index, contained, dice[index]):
                 alarms.append(

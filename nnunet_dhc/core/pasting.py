@@ -27,7 +27,9 @@ def box_masks(
     starts = [
         torch.randint(size - length + 1, (num_patches,)) for size, length in zip(spatial_shape, lengths, strict=True)
     ]
-    drawn = torch.stack((*starts, torch.randint(2, (num_patches,)))).to(device, non_blocking=True)
+    drawn = torch.stack((*starts, torch.randint(2, (num_patches,))))
+    # Asynchronous on CUDA alone, which keeps a copy of what is dropped here; on MPS older versions of torch don't.
+    drawn = drawn.to(device, non_blocking=torch.device(device).type == "cuda")
     *starts, is_outside = drawn.reshape(len(drawn), num_patches, *(1 for _ in spatial_shape), 1)
     inside = torch.ones(num_patches, 1, *spatial_shape, dtype=torch.bool, device=drawn.device)
     for axis, (size, length, start) in enumerate(zip(spatial_shape, lengths, starts, strict=True)):

@@ -188,6 +188,7 @@ def _environment(output: Path, processes: int) -> dict[str, str]:
     environment.setdefault("nnUNet_def_n_proc", str(processes))
     # One data worker for each loader: on two cores, more only compete with the training.
     environment.setdefault("nnUNet_n_proc_DA", str(max(1, processes // 2)))
+    environment.setdefault("nnUNet_compile", "f")  # in trainings this short, compiling takes longer than it saves
     return environment
 
 

@@ -182,3 +182,23 @@ def test_unknown_dataset(tiny_dataset):
     finding, = check_dataset("123")
     assert finding.status == "broken"
     assert "no dataset 123" in finding.text
+
+
+def test_scans_without_labels_among_the_labeled_ones(tiny_dataset):
+    (tiny_dataset.raw / "labelsTr" / "case_1.nii.gz").unlink()
+    finding, = _broken(check_dataset(tiny_dataset.dataset_id))
+    assert "case_1 in imagesTr" in finding.text and "imagesTr/case_1_* " in finding.remedy
+
+
+def test_labeled_cases_that_are_not_preprocessed(tiny_dataset):
+    for path in (tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres").glob("case_1*"):
+        path.unlink()
+    texts = {finding.subject: finding for finding in _broken(check_dataset(tiny_dataset.dataset_id))}
+    assert "case_1 not preprocessed" in texts["plans nnUNetPlansTiny"].text
+    assert texts["plans nnUNetPlansTiny"].remedy.endswith("-plans_name nnUNetPlansTiny -c 3d_fullres")
+
+
+def test_a_training_begins_with_the_versions(monkeypatch):
+    assert health.check_versions() == [] or health.check_versions()[0].subject == "torch"
+    monkeypatch.setattr(health, "supported_range", lambda _: "<0.1")
+    assert [finding.subject for finding in health.check_versions()][:2] == ["nnunetv2", "torch"]

@@ -231,6 +231,17 @@ def test_unreadable_label_is_named(dataset, capsys):
     assert str(path) in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(("values", "message"), [([9], "9"), ([1.2, 1.7], "1.2, 1.7")])
+def test_undeclared_label_is_named(dataset, capsys, values, message):
+    path = dataset / "raw" / "Dataset701_Split" / "labelsTr" / "case_4.nii.gz"
+    segmentation = np.zeros((4, 4, 4), np.float32)
+    segmentation[0, 0, : len(values)] = values
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(segmentation), str(path))
+    assert _split("--labeled", "2") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{path} holds the value(s) {message}, but dataset.json declares 0, 1, 2, 3, 4 alone" in line
+
+
 def test_unknown_dataset(dataset, capsys):
     assert main(["split", "-d", "999", "--labeled", "2"]) == 2
     assert "no dataset 999" in capsys.readouterr().err

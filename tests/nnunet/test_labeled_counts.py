@@ -96,7 +96,7 @@ def test_npz_folders_work_too(tmp_path):
 def test_missing_damaged_and_undeclared_are_one_line(folder):
     with pytest.raises(UserError, match="gone is not preprocessed"):
         labeled_voxel_counts(folder, ["x", "gone"], LABELS)
-    with pytest.raises(UserError, match=r"value\(s\) 3, which dataset.json does not declare"):
+    with pytest.raises(UserError, match=r"case x holds the value\(s\) 3, but dataset.json declares 0, 1, 2 alone"):
         labeled_voxel_counts(folder, ["x"], LabelManager({"background": 0, "a": 1, "b": 2}, None))
     (folder / "y_seg.b2nd").write_bytes(b"x")
     with pytest.raises(UserError, match="case y"):

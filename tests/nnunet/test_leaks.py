@@ -81,6 +81,13 @@ def test_a_test_case_is_noted(tiny_dataset):
     pool = update(tiny_dataset)
     assert len(pool.identifiers) == 3
     assert "Transduction: scan_1 is also in imagesTs" in pool.notes[0]
+    (tiny_dataset.raw / "imagesTs" / "test_9_0000.nii.gz").unlink()
+    assert update(tiny_dataset).notes == []
+
+
+def test_a_test_case_with_the_same_name_is_noted(tiny_dataset):
+    write_image(tiny_dataset.raw / "imagesTs" / "scan_1_0000.nii.gz", make_scan(77)[0])
+    assert "scan_1 names other images in imagesTs" in update(tiny_dataset).notes[0]
 
 
 def test_a_labeled_case_that_the_fold_lists_nowhere_is_noted(tiny_dataset):

@@ -255,6 +255,15 @@ def test_many_non_finite_steps_end_the_run_with_the_last_checkpoint(tiny_dataset
     assert all(torch.isfinite(value).all() for value in checkpoint["network_weights"].values())
 
 
+def test_many_non_finite_gradients_end_the_run_too(tiny_dataset, monkeypatch):
+    trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=9, max_non_finite_steps=3)
+    monkeypatch.setattr(trainer, "_clip_gradients", lambda: torch.tensor([1.0, float("nan")]))
+    with pytest.raises(UserError, match=r"gradient was not finite in 3 steps .*: case_\d, .* --c$"):
+        trainer.run_training()
+    assert trainer.statistics.read()["skipped_steps"] == 3
+    assert trainer.statistics.read()["amp_overflow_steps"] == 0
+
+
 # ---- validation ----
 
 

@@ -154,7 +154,8 @@ def whole_training(rank: int) -> dict:
     trainer.initialize()
     first = state(trainer)["weights"]
     trainer.run_training()
-    return {**state(trainer), "first": first, "dice": trainer.validation["dice_mean"]}
+    return {**state(trainer), "first": first, "dice": trainer.validation["dice_mean"],
+            "losses": trainer.statistics.read()["losses"]}
 
 
 def foreground_probability() -> float:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ def check_dataset(dataset: str | int) -> list[Finding]:
     if not plans:
         findings.append(Finding("broken", "plans", f"none in {places.preprocessed}",
                                 f"nnUNetv2_plan_and_preprocess -d {places.name[7:10]} -c 3d_fullres"))
-    for name, content in plans.items():
-        findings += _preprocessed(places, name, content)
     preprocessed = [f for f in (places.preprocessed / "gt_segmentations").glob(f"*{dataset_json['file_ending']}")]
     cases = sorted(f.name[: -len(dataset_json["file_ending"])] for f in preprocessed) or identifiers
+    for name, content in plans.items():
+        findings += _preprocessed(places, name, content, cases)
     return findings + _folds(places, cases, scans)
 
 
@@ -41,6 +42,13 @@ def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Find
         return [Finding("note", "raw data", f"{places.name} is not in nnUNet_raw; training does not need it once "
                                             "everything is preprocessed")], []
     identifiers = training_identifiers(places.raw, dataset_json)
+    labels = _labels_of(places.raw, identifiers, dataset_json)
+    unlabeled = [case for case in identifiers if not labels[case].is_file()]
+    if unlabeled:
+        case = unlabeled[0]
+        return [Finding("broken", "raw data", f"{name_some(unlabeled, 3)} in imagesTr of {places.raw} has no label",
+                        f"label it, or move it to {IMAGES_UN}: mkdir -p {places.raw / IMAGES_UN}; mv "
+                        f"{places.raw / 'imagesTr' / case}_* {places.raw / IMAGES_UN}")], identifiers
     classes = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
     text = f"{places.raw}: {len(identifiers)} cases with labels, {len(classes)} classes"
     if dataset_json.get("numTraining") not in (None, len(identifiers)):
@@ -48,6 +56,13 @@ def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Find
         return [Finding("broken", "raw data", text,
                         "correct it; scans without labels belong to imagesUn, not to imagesTr")], identifiers
     return [Finding("ok", "raw data", text)], identifiers
+
+
+def _labels_of(raw: Path, identifiers: list[str], dataset_json: dict[str, Any]) -> dict[str, Path]:
+    """Where the label of each case should be."""
+    if "dataset" in dataset_json:
+        return {case: raw / os.path.expandvars(dataset_json["dataset"][case]["label"]) for case in identifiers}
+    return {case: raw / "labelsTr" / f"{case}{dataset_json['file_ending']}" for case in identifiers}
 
 
 def _images_un(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[int, list[Finding]]:
@@ -76,8 +91,8 @@ def _plans(places: DatasetPlaces) -> dict[str, dict[str, Any]]:
     return plans
 
 
-def _preprocessed(places: DatasetPlaces, name: str, plans: dict[str, Any]) -> list[Finding]:
-    parts, missing = [], []
+def _preprocessed(places: DatasetPlaces, name: str, plans: dict[str, Any], cases: list[str]) -> list[Finding]:
+    parts, missing, findings = [], [], []
     for configuration, plan in plans["configurations"].items():
         folder = places.preprocessed / plan.get("data_identifier", "")
         if "data_identifier" not in plan:
@@ -85,14 +100,20 @@ def _preprocessed(places: DatasetPlaces, name: str, plans: dict[str, Any]) -> li
         if not folder.is_dir():
             missing.append(configuration)
             continue
-        labeled = len(list(folder.glob("*_seg.b2nd"))) or len(list(folder.glob("*.npz")))
-        parts.append(f"{configuration} {labeled} labeled{_unlabeled_ready(folder)}")
+        names = [path.name for path in folder.iterdir()]
+        labeled = {name.removesuffix(end) for end in ("_seg.b2nd", ".npz") for name in names if name.endswith(end)}
+        parts.append(f"{configuration} {len(labeled)} labeled{_unlabeled_ready(folder)}")
+        absent = [case for case in cases if case not in labeled]
+        if labeled and absent:
+            command = f"nnUNetv2_preprocess -d {places.name[7:10]} -plans_name {name} -c {configuration}"
+            text = f"{name_some(absent, 3)} not preprocessed in {folder}"
+            findings.append(Finding("broken", f"plans {name}", text, command))
     text = "; ".join(parts) or "nothing preprocessed yet"
     if missing and parts:
         text += f" (not preprocessed: {', '.join(missing)})"
     settings = plans.get("nnunet_dhc")
     text += f"; settings of nnunet_dhc: {', '.join(sorted(settings))}" if settings else ""
-    return [Finding("ok" if parts else "note", f"plans {name}", text)]
+    return [Finding("ok" if parts else "note", f"plans {name}", text), *findings]
 
 
 def _unlabeled_ready(folder: Path) -> str:

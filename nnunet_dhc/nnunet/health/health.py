@@ -98,6 +98,22 @@ def _editable_checkout(distribution: metadata.Distribution) -> Path | None:
     return Path(unquote(urlparse(origin["url"]).path))
 
 
+def check_versions() -> list[Finding]:
+    """Versions of nnunetv2 and torch that are not supported, or known to be slow; a training begins with these."""
+    import torch
+
+    findings = [_version_finding(name, version, name) for name, version in (
+        ("nnunetv2", metadata.version("nnunetv2")), ("torch", torch.__version__))]
+    return [finding for finding in (*findings, *_slow_torch(torch.__version__)) if finding.status != "ok"]
+
+
+def _slow_torch(version: str) -> list[Finding]:
+    if not version.startswith("2.9."):
+        return []
+    return [Finding("note", "torch", "2.9 runs 3D convolutions under AMP about 4 times slower",
+                    "install torch 2.8, or 2.10 and later")]
+
+
 def check_torch() -> list[Finding]:
     """Version and device."""
     try:
@@ -105,10 +121,7 @@ def check_torch() -> list[Finding]:
     except Exception as error:  # a broken build fails in many ways, and the doctor must go on
         remedy = "install torch for your system: pytorch.org"
         return [Finding("broken", "torch", f"can't be imported ({error})", remedy)]
-    findings = [_version_finding("torch", torch.__version__, "torch")]
-    if torch.__version__.startswith("2.9."):
-        findings.append(Finding("note", "torch", "2.9 runs 3D convolutions under AMP about 4 times slower",
-                                "install torch 2.8, or 2.10 and later"))
+    findings = [_version_finding("torch", torch.__version__, "torch"), *_slow_torch(torch.__version__)]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

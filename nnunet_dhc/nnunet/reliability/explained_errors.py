@@ -30,12 +30,12 @@ def explained(error: BaseException, output_folder: str | None, preprocess: str, 
         return _of_os_error(error, output_folder, preprocess, resume)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return UserError(
-            f"Out of memory ({_first_sentence(error)}): set nnUNet_n_proc_DA to fewer workers, or give this run more "
-            f"memory, then continue with: {resume}"
+            f"Out of memory ({_first_sentences(error, 1)}): set nnUNet_n_proc_DA to fewer workers, or give this run "
+            f"more memory, then continue with: {resume}"
         )
     if is_out_of_memory(error):
         return UserError(
-            f"Out of GPU memory ({_first_sentence(error)}). Free the GPU of other programs and continue with: "
+            f"Out of GPU memory ({_first_sentences(error, 3)}). Free the GPU of other programs and continue with: "
             f"{resume}; or train anew with less memory, under new plans (-p): nnunet_dhc configure ... --set "
             "low_memory=on, or a smaller batch_size or patch_size in them"
         )
@@ -86,6 +86,7 @@ def _is_preprocessed(path: str | None) -> bool:
     return bool(path and root) and os.path.abspath(path).startswith(os.path.abspath(root) + os.sep)
 
 
-def _first_sentence(error: BaseException) -> str:
+def _first_sentences(error: BaseException, count: int) -> str:
+    """Torch's first says that memory is full, its second how much was asked for, its third how much there is."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0].rstrip(".")
+    return ". ".join(text.split(". ")[:count]).rstrip(".")

@@ -17,6 +17,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.reliability.changed_plans import changed_plans
 from nnunet_dhc.nnunet.reliability.child_watch import ChildWatch
 from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder, read_without_mapping, without_mapping
+from nnunet_dhc.nnunet.reliability.device_errors import require_device
 from nnunet_dhc.nnunet.reliability.explained_errors import explained
 from nnunet_dhc.nnunet.reliability.graceful_stop import Stopped, StopSignals, end_processes, within_seconds
 from nnunet_dhc.nnunet.reliability.last_line import end_with_one_line, say_crashes, say_last
@@ -47,6 +48,7 @@ class ReliableTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ):
         end_with_one_line()
+        require_device(device)
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)
         except OSError as error:

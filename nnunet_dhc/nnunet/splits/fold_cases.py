@@ -112,13 +112,14 @@ def _load_folds(path: Path) -> list[Any]:
 
 def _fold_number(fold: int | str, num_folds: int, path: Path) -> int:
     choices = "fold 0" if num_folds == 1 else f"folds 0 to {num_folds - 1}"
+    has = "has" if path.is_file() else "is not there yet and will have"
     try:
         number = int(fold)
     except ValueError as error:
-        raise UserError(f"{fold!r} is no fold: {path} has {choices}, or use all.") from error
+        raise UserError(f"{fold!r} is no fold: {path} {has} {choices}, or use all.") from error
     if not 0 <= number < num_folds:
         raise UserError(
-            f"Fold {number} is not in {path}, which has {choices} (stock nnU-Net would draw a random split of all "
+            f"Fold {number} is not in {path}, which {has} {choices} (stock nnU-Net would draw a random split of all "
             "cases, the unlabeled ones included): choose one of these, or add the fold to the file."
         )
     return number

@@ -17,6 +17,7 @@ import numpy as np
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.splits.fold_cases import name_some
 from nnunet_dhc.nnunet.unlabeled.worker_pool import run_over_cases, sensible_processes
 
 CACHE_FILE = "nnunet_dhc_label_contents.json"
@@ -116,8 +117,20 @@ def _count(job: dict[str, Any], case: str) -> tuple[str, dict[str, int]]:
             problem = problem or error
             continue
         values, voxels = np.unique(segmentation, return_counts=True)
+        _refuse_undeclared(file, values, dataset_json)
         return case, {str(int(v)): int(n) for v, n in zip(values, voxels, strict=True)}
     raise UserError(f"{file} can't be read: repair it or take the case out of the dataset ({problem})")
+
+
+def _refuse_undeclared(file: str, values: np.ndarray, dataset_json: Mapping[str, Any]) -> None:
+    entries = dataset_json["labels"].values()
+    allowed = {0, *(int(v) for entry in entries for v in (entry if isinstance(entry, (list, tuple)) else [entry]))}
+    unknown = [f"{value:g}" for value in values if value not in allowed]
+    if unknown:
+        raise UserError(
+            f"{file} holds the value(s) {name_some(unknown)}, but dataset.json declares "
+            f"{', '.join(map(str, sorted(allowed)))} alone: correct the label, or declare them"
+        )
 
 
 def _source(path: Path) -> Source:

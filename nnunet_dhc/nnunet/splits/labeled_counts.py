@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def labeled_voxel_counts(
     cached = _read_cache(cache)
     if key in cached:
         return np.asarray(cached[key], dtype=np.int64)
-    by_value = _count_values(folder, cases, show_progress)
+    by_value = _count_values(folder, cases, label_manager, show_progress)
     counts = _counts_by_class(by_value, label_manager)
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -89,12 +89,6 @@ def _counts_by_class(by_value: dict[int, int], label_manager: Any) -> np.ndarray
     if label_manager.ignore_label is not None:
         by_value.pop(int(label_manager.ignore_label), None)
     by_value[0] = by_value.get(0, 0) + by_value.pop(-1, 0)
-    unknown = sorted(set(by_value) - set(declared) - {0})
-    if unknown:
-        raise UserError(
-            f"The preprocessed labels hold the value(s) {', '.join(map(str, unknown))}, which dataset.json does not "
-            "declare: run nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
-        )
     if not label_manager.has_regions:
         return np.array([by_value.get(label, 0) for label in declared], dtype=np.int64)
     regions = [
@@ -106,7 +100,22 @@ def _counts_by_class(by_value: dict[int, int], label_manager: Any) -> np.ndarray
     return np.array([in_none, *in_each], dtype=np.int64)
 
 
-def _count_values(folder: Path, cases: Sequence[str], show_progress: bool) -> dict[int, int]:
+def _refuse_undeclared(case: str, values: Iterable[int], label_manager: Any) -> None:
+    allowed = {-1, 0, *map(int, label_manager.all_labels)}
+    if label_manager.ignore_label is not None:
+        allowed.add(int(label_manager.ignore_label))
+    unknown = sorted(set(values) - allowed)
+    if unknown:
+        raise UserError(
+            f"The label of case {case} holds the value(s) {', '.join(map(str, unknown))}, but dataset.json declares "
+            f"{', '.join(map(str, sorted(allowed - {-1})))} alone: correct it in labelsTr, then run "
+            "nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
+        )
+
+
+def _count_values(
+    folder: Path, cases: Sequence[str], label_manager: Any, show_progress: bool
+) -> dict[int, int]:
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
     from tqdm import tqdm
 
@@ -126,8 +135,10 @@ def _count_values(folder: Path, cases: Sequence[str], show_progress: bool) -> di
         for start in range(0, flat.size, _VOXELS_AT_ONCE):
             part = flat[start : start + _VOXELS_AT_ONCE].astype(np.int64)
             counts += np.bincount(part - lowest, minlength=counts.size)
-        for offset in np.flatnonzero(counts):
-            totals[lowest + int(offset)] = totals.get(lowest + int(offset), 0) + int(counts[offset])
+        found = {lowest + int(offset): int(counts[offset]) for offset in np.flatnonzero(counts)}
+        _refuse_undeclared(case, found, label_manager)
+        for value, count in found.items():
+            totals[value] = totals.get(value, 0) + count
     return totals
 
 

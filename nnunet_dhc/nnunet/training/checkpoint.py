@@ -135,10 +135,12 @@ def _without_epochs(trainer_name: str) -> str:
 
 def _other_checkpoint(filename: str) -> str:
     folder = Path(filename).parent
+    given = Path(filename)
     others = [
         name
         for name in ("checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth")
-        if (folder / name).is_file() and name != Path(filename).name
+        if (folder / name).is_file()
+        and not (given.is_file() and given.samefile(folder / name))  # see share_content
     ]
     if others:
         return f"move it away to continue from {others[0]} in the same folder"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_dhc.core.across_ranks import sum_across_ranks
+from nnunet_dhc.core.across_ranks import num_ranks, sum_across_ranks
 from nnunet_dhc.core.class_counts import hard_dice
 from nnunet_dhc.core.label_spaces import LabelSpace
 
@@ -46,6 +46,11 @@ class TrainingStatistics:
             self._losses += losses
         if counts is not None:
             self._counts = counts if self._counts is None else self._counts + counts
+
+    def average_losses_across_ranks(self, device: torch.device) -> None:
+        """Let each rank have the mean of all, as nnU-Net's own curve has it; call it on every rank."""
+        losses = torch.from_numpy(self._losses).to(device)
+        self._losses = sum_across_ranks(losses).cpu().numpy() / num_ranks()
 
     def read(self) -> dict[str, Any]:
         """Values for the epoch log; waits for the device once."""

@@ -47,6 +47,7 @@ from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import UnlabeledDataset
 from nnunet_dhc.nnunet.unlabeled.unlabeled_stream import unlabeled_stream
 
 GRADIENT_NORM_LIMIT = 12  # nnU-Net's, here for each sub-network by itself
+STEPS_TO_FIND_A_SCALE = 25  # torch's gradient scaler begins at 2^16 and halves; below 2^-9 no gradient of 1 overflows
 
 
 class PairTrainer(ReliableTrainer):
@@ -119,7 +120,9 @@ class PairTrainer(ReliableTrainer):
         )
         self.class_names = class_names(self.label_manager, self.dataset_json)
         self.monitor = CollapseMonitor(
-            self.class_names[1:], self.recipe.collapse_patience or max(3, round(0.05 * self.num_epochs))
+            self.class_names[1:],
+            self.recipe.collapse_patience or max(3, round(0.05 * self.num_epochs)),
+            self.uses_unlabeled,
         )
         self.step_mode = StepMode(self.recipe.low_memory, self)
 
@@ -306,6 +309,11 @@ class PairTrainer(ReliableTrainer):
         self.dataloader_train.waited_s = 0.0
         self._choose_streams(0)
 
+    def on_train_epoch_end(self, train_outputs: list[dict]):
+        super().on_train_epoch_end(train_outputs)
+        if self.is_ddp:
+            self.statistics.average_losses_across_ranks(self.device)
+
     def schedule(self, epoch: int) -> tuple[float, float]:
         """Lambda of an epoch and the part of its steps that draw unlabeled patches."""
         loss_weight, rate = lambda_and_rate(self.recipe, epoch, self.num_epochs, self.num_iterations_per_epoch)
@@ -338,8 +346,9 @@ class PairTrainer(ReliableTrainer):
             self.grad_scaler.step(self.optimizer)  # skips the step of both when any gradient is not finite
             self.grad_scaler.update()
         *losses, empty, norm, skipped = self._read(outcome, norms)
-        finite = skipped == 0
-        if self.grad_scaler is None and finite and np.isfinite(norm):
+        overflow = skipped == 0 and not np.isfinite(norm)
+        finite = skipped == 0 and not (overflow and self.grad_scaler is None)
+        if self.grad_scaler is None and finite:
             self.optimizer.step()
         if self.averaged_pair is not None:
             self.averaged_pair.update(self.pair)
@@ -354,9 +363,9 @@ class PairTrainer(ReliableTrainer):
             outcome.counts,
             has_unlabeled,
             finite,
-            overflow=finite and not np.isfinite(norm),
+            overflow=finite and overflow,
         )
-        self._stop_if_never_finite(finite, batch)
+        self._stop_if_never_finite(finite and not overflow, batch)
         self._choose_streams(self.statistics.steps)
         self.files.estimate_duration(self, has_unlabeled)
         return {"loss": losses[0]}
@@ -379,11 +388,15 @@ class PairTrainer(ReliableTrainer):
 
     def _stop_if_never_finite(self, finite: bool, batch: dict) -> None:
         self._non_finite_in_a_row = 0 if finite else self._non_finite_in_a_row + 1
-        if self._non_finite_in_a_row >= self.recipe.max_non_finite_steps:
+        limit = self.recipe.max_non_finite_steps
+        if self.grad_scaler is not None:
+            limit = max(limit, STEPS_TO_FIND_A_SCALE)
+        if self._non_finite_in_a_row >= limit:
+            cases = ", ".join(map(str, (*batch["keys"], *batch.get("unlabeled_keys", ()))))
             raise UserError(
-                f"the loss was not finite in {self._non_finite_in_a_row} steps in a row (last labeled cases: "
-                f"{', '.join(map(str, batch['keys']))}); the last good checkpoint is in {self.output_folder}. "
-                "Check these images, or lower the learning rate"
+                f"the loss or its gradient was not finite in {self._non_finite_in_a_row} steps in a row (last cases: "
+                f"{cases}); the last good checkpoint is in {self.output_folder}. Check these images, and settings that "
+                f"were changed; then continue with: {self._resume_command}"
             )
 
     # ---- validation ----

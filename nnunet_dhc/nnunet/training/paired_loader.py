@@ -12,7 +12,7 @@ class PairedLoader:
     """Joins nnU-Net's labeled stream with a second, unlabeled one.
 
     Each batch is the labeled batch of nnU-Net plus ``"unlabeled"``: the unlabeled images (b, c, *spatial), or None when
-    there is no unlabeled stream or ``draw_unlabeled`` is off for this step.
+    there is no unlabeled stream or ``draw_unlabeled`` is off for this step; ``"unlabeled_keys"`` are their identifiers.
 
     Attributes:
         waited_s: Seconds spent in waiting for batches since it was last set to 0.
@@ -31,6 +31,7 @@ class PairedLoader:
         start = perf_counter()
         batch = dict(next(self.labeled))
         draw = self.unlabeled is not None and self.draw_unlabeled
-        batch["unlabeled"] = next(self.unlabeled)["data"] if draw else None
+        unlabeled = next(self.unlabeled) if draw else {"data": None, "keys": []}
+        batch["unlabeled"], batch["unlabeled_keys"] = unlabeled["data"], unlabeled["keys"]
         self.waited_s += perf_counter() - start
         return batch

@@ -11,6 +11,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.health.health import check_versions
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
 from nnunet_dhc.nnunet.splits.labeled_counts import classes_without_labels, labeled_voxel_counts
 from nnunet_dhc.nnunet.splits.stale_preprocessing import refuse_stale_cases
@@ -104,7 +105,8 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
         if trainer.is_cascaded:
             previous_stage_folder = predict_unlabeled(trainer, cases, pool, default_num_processes)
     counts = labeled_voxel_counts(trainer.preprocessed_dataset_folder, list(cases.labeled), trainer.label_manager)
-    warnings = list(pool.notes) if pool else []
+    warnings = [f"{found.subject}: {found.text}; {found.remedy}" for found in check_versions()]
+    warnings += pool.notes if pool else []
     if trainer.is_cascaded:
         warnings += note_on_labels(cases)
     missing = classes_without_labels(counts, trainer.label_manager)

@@ -187,7 +187,9 @@ class Recipe:
     low_memory: str = _setting(
         "auto", _choice("auto", "on", "off"), "train the sub-networks one after the other, patch group by patch group"
     )
-    max_non_finite_steps: int = _setting(25, _between(1, 10000), "non-finite losses in a row that end the training")
+    max_non_finite_steps: int = _setting(
+        25, _between(1, 10000), "steps in a row without finite loss or gradient that end the training (AMP: 25 or more)"
+    )
     collapse_patience: int | None = _setting(
         None, _or_null(_integer(1)), "epochs at Dice or share 0 before the alarm; null = 5 % of the epochs"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,19 @@ from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase
 HASHES_FILE = "labeled_hashes.json"
 TEST_PREFIX = "imagesTs/"
 HELD_OUT_PREFIX = "imagesTr/"  # labeled cases that no list of the fold names, kept for a test perhaps
+
+
+@dataclass(frozen=True)
+class OutsideOfFolds:
+    """Cases that a user may want to score although no list of the folds names them.
+
+    Attributes:
+        held_out: Labeled ones.
+        test: Those in ``imagesTs``; None where that can't be listed, and what was hashed there earlier counts.
+    """
+
+    held_out: Collection[str] = ()
+    test: Collection[str] | None = None
 
 
 class LabeledHashes:
@@ -117,7 +131,7 @@ def check_voxels(
     origin: Callable[[str], str],
     folds: Sequence[tuple[FoldCases, frozenset[str]]],
     hashes: LabeledHashes,
-    held_out: Collection[str] = (),
+    outside: OutsideOfFolds = OutsideOfFolds(),
     allow_leaks: bool = False,
 ) -> list[str]:
     """Compare the voxels of unlabeled cases with those of labeled, validation and test cases.
@@ -127,7 +141,7 @@ def check_voxels(
         origin: Folder in which an unlabeled case lies.
         folds: Each fold with the unlabeled cases that it trains on.
         hashes: Hashes of the images of labeled and test cases.
-        held_out: Labeled cases that no list of these folds names.
+        outside: Cases that no list of these folds names.
         allow_leaks: Note leaks instead of raising; see `leaks_are_allowed`.
 
     Returns:
@@ -162,22 +176,33 @@ def check_voxels(
             f"LEAK, allowed by the setting allow_leaks: unlabeled cases have the voxels of labeled cases of the fold "
             f"({pairs}); scores on validation cases among them are not scores on unseen images."
         )
-    test = hashes.keys_of(TEST_PREFIX)
-    transductive = sorted(twin for voxels in twins.keys() & test.keys() for twin in twins[voxels])
+    is_listed = (lambda _: True) if outside.test is None else frozenset(outside.test).__contains__
+    transductive = sorted(
+        twin
+        for voxels, cases in hashes.keys_of(TEST_PREFIX).items()
+        if any(map(is_listed, cases))
+        for twin in twins.get(voxels, ())
+    )
     if transductive:
         notes.append(
             f"Transduction: {name_some(transductive)} {'is' if len(transductive) == 1 else 'are'} also in imagesTs; "
             "scores on these test cases are not scores on unseen images."
         )
+    namesakes = sorted(set(unlabeled).intersection(outside.test or ()).difference(transductive))
+    if namesakes:
+        notes.append(
+            f"{name_some(namesakes)} {'names' if len(namesakes) == 1 else 'name'} other images in imagesTs: if they "
+            "are of the same patients, scores on these test cases are not scores on unseen patients."
+        )
     same_voxels = {
         f"{origin(twin)}/{twin} = {case}"
         for voxels, cases in hashes.keys_of(HELD_OUT_PREFIX).items()
         for case in cases
-        if case in held_out
+        if case in outside.held_out
         for twin in twins.get(voxels, ())
         if twin != case
     }
-    same_name = {f"{origin(case)}/{case}" for case in held_out if case in unlabeled}
+    same_name = {f"{origin(case)}/{case}" for case in outside.held_out if case in unlabeled}
     if same_name or same_voxels:
         notes.append(
             "Transduction: trained on without their labels, though no list of the fold names these labeled cases: "

@@ -19,6 +19,7 @@ from nnunet_dhc.nnunet.unlabeled.leak_check import (
     HELD_OUT_PREFIX,
     TEST_PREFIX,
     LabeledHashes,
+    OutsideOfFolds,
     check_voxels,
     leaks_are_allowed,
     refuse_leaks_by_name,
@@ -125,6 +126,8 @@ def bring_store_up_to_date(
     refuse_leaks_by_name(wanted.from_images_un, folds, images_un)
     held_out = held_out_cases(raw, dataset_json, folds)
     labeled = list_cases_to_compare(raw, dataset_json, folds, held_out, bool(wanted.cases))
+    listed = [key.removeprefix(TEST_PREFIX) for key in labeled if key.startswith(TEST_PREFIX)]
+    outside = OutsideOfFolds(held_out, listed if wanted.cases else None)
     reader = plans_manager.plans["image_reader_writer"]
     store, hashes = UnlabeledStore(folder), LabeledHashes(folder, reader)
     moved = wanted.moved_since(store)
@@ -142,7 +145,7 @@ def bring_store_up_to_date(
             hashes = LabeledHashes(folder, reader)
             update.run(store, wanted.cases, hashes, labeled, skip_bad)
             complete = store.complete_cases(wanted.identifiers)
-    return _pool(store, complete, update, wanted, folds, hashes, held_out, raw)
+    return _pool(store, complete, update, wanted, folds, hashes, outside, raw)
 
 
 @dataclass
@@ -260,7 +263,7 @@ def _pool(
     wanted: WantedCases,
     folds: Sequence[FoldCases],
     hashes: LabeledHashes,
-    held_out: Sequence[str],
+    outside: OutsideOfFolds,
     raw: Path | None,
 ) -> UnlabeledPool:
     excluded: dict[str, str] = {}
@@ -294,7 +297,7 @@ def _pool(
         lambda identifier: store.entries[identifier].origin,
         trained_on,
         hashes,
-        held_out,
+        outside,
         leaks_are_allowed(update.job.plans),
     )
     compared = {case for fold in folds for case in (*fold.labeled, *fold.validation)}
