@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_data import TINY_PLANS
 from tiny_training import SHORT, log_lines, make_trainer, parameters, resumed
@@ -329,6 +331,21 @@ def test_no_mirroring(tiny_dataset):
     predictor.use_mirroring = True
     assert predictor.allowed_mirroring_axes is None
     predictor.predict_logits_from_preprocessed_data(torch.randn(1, 16, 16, 16))
+
+
+@pytest.mark.parametrize(("mirror_axes", "expected"), [([], ()), ([1], (1,))])
+def test_unlabeled_patches_are_mirrored_as_labeled_ones(tiny_dataset, monkeypatch, mirror_axes, expected):
+    trainer = make_trainer(tiny_dataset, mirror_axes=mirror_axes)
+    asked, plain = [], nnUNetTrainer.get_training_transforms
+    names = list(inspect.signature(plain).parameters)
+
+    def asks(*args, **kwargs):
+        asked.append(dict(zip(names, args, strict=False), **kwargs)["mirror_axes"])
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(nnUNetTrainer, "get_training_transforms", staticmethod(asks))
+    trainer.on_train_start()
+    assert [tuple(axes) for axes in asked] == [expected] * 2  # labeled, unlabeled
 
 
 def test_labels_of_two_sides_are_not_mirrored(tiny_dataset, monkeypatch):

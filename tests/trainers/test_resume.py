@@ -53,6 +53,8 @@ def test_resumed_run_equals_one_never_stopped(tiny_dataset, killed_in_epoch):
     second = resumed(tiny_dataset, killed, **SETTINGS)
     assert second.current_epoch == killed_in_epoch
     second.run_training()
+    record = json.loads(Path(second.output_folder, "dhc_run.json").read_text())
+    assert record["seconds_total"] == pytest.approx(sum(line["seconds"]["epoch"] for line in log_lines(second)))
 
     assert_same(expected, parameters(second))
     assert_same(average, second.averaged_pair.state_dict())
@@ -168,6 +170,16 @@ def test_continue_without_checkpoint_never_starts_over(tiny_dataset):
     trainer = make_trainer(tiny_dataset, continues=True)
     with pytest.raises(UserError, match=r"there is no checkpoint in .*without --c"):
         trainer.run_training()
+
+
+def test_alarms_count_on_after_a_stop(tiny_dataset):
+    trainer = make_trainer(tiny_dataset)
+    trainer.on_train_start()
+    trainer.monitor.load_state_dict({**trainer.monitor.state_dict(), "epochs_with_zero_dice": [2, 0, 1]})
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    second = resumed(tiny_dataset, trainer)
+    second.on_train_start()
+    assert second.monitor.state_dict()["epochs_with_zero_dice"] == [2, 0, 1]
 
 
 def test_checkpoint_before_the_first_step(tiny_dataset):

@@ -16,6 +16,7 @@ from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, p
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network import cotrained_pair
 from nnunet_dhc.nnunet.training.run_files import seconds_per_step
+from nnunet_dhc.nnunet.training.whole_step import as_list
 
 FULL_RAMP = {"ramp_length": 0.0, "lambda_max": 1.0}
 
@@ -160,6 +161,21 @@ def test_unlabeled_patches_as_often_as_lambda(tiny_dataset):
     assert [line["unlabeled_rate"] for line in lines] == pytest.approx([0.1, 0.1, 0.3, 0.8])
 
 
+def test_rare_unlabeled_patches_count_so_much_more(tiny_dataset):
+    """Drawn in a quarter of the steps, they count four times as much there, so that an epoch has lambda of them."""
+    trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=4)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.loss_weight, trainer.unlabeled_rate = 0.5, 0.25
+    seen, gradients = [], trainer.step_mode.gradients
+    trainer.step_mode.gradients = lambda host, inputs: seen.append(inputs) or gradients(host, inputs)
+    for draws in (True, False):
+        trainer.dataloader_train.draw_unlabeled = draws
+        trainer.train_step(next(trainer.dataloader_train))
+    assert [(inputs.unsupervised, inputs.loss_weight) for inputs in seen] == [(True, 2.0), (False, 0.0)]
+
+
 def test_unlabeled_patches_in_every_epoch(tiny_dataset):
     """However few steps an epoch has, its first one draws them, so that class counts never lack."""
     trainer = train(tiny_dataset, unlabeled_schedule="ramp", num_epochs=2, num_iterations_per_epoch=2)
@@ -255,6 +271,14 @@ def test_many_non_finite_steps_end_the_run_with_the_last_checkpoint(tiny_dataset
     assert all(torch.isfinite(value).all() for value in checkpoint["network_weights"].values())
 
 
+def test_a_good_step_in_between_starts_the_count_anew(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=6, max_non_finite_steps=2)
+    poison(trainer, from_step=1, num_steps=1)
+    poison(trainer, from_step=3, num_steps=1)
+    trainer.run_training()
+    assert log_lines(trainer)[0]["skipped_steps"] == 2
+
+
 def test_many_non_finite_gradients_end_the_run_too(tiny_dataset, monkeypatch):
     trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=9, max_non_finite_steps=3)
     monkeypatch.setattr(trainer, "_clip_gradients", lambda: torch.tensor([1.0, float("nan")]))
@@ -275,6 +299,23 @@ def test_validation_runs_each_sub_network_once_per_patch(tiny_dataset):
         network.register_forward_hook(lambda module, *_: None if module.training else passes.append(0))
     trainer.run_training()
     assert len(passes) == 2 * 3
+
+
+def test_dice_of_a_is_not_that_of_b(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, num_epochs=1)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    with torch.no_grad():
+        for network, favourite in zip(trainer.pair.sub_networks, (1, 0), strict=True):
+            head = network.decoder.seg_layers[-1]
+            head.weight.zero_()
+            head.bias.copy_(torch.eye(4)[favourite])
+    trainer.on_validation_epoch_start()
+    batch = next(trainer.dataloader_val)
+    as_list(batch["target"])[0][:] = 1
+    trainer.validation_step(batch)
+    values = trainer.validation_statistics.read(across_ranks=False)
+    assert (round(values["dice_a"][0]), round(values["dice_b"][0])) == (1, 0)
 
 
 def test_pair_gives_what_it_is_asked_for():

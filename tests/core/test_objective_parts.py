@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which parts of a step the co-training objective takes for what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden import labels_of, logits_of
+
+from nnunet_dhc.core import SimiS, Unweighted
+from nnunet_dhc.core.co_training import CoTrainingObjective, LossComposition
+from nnunet_dhc.core.label_spaces import ClassLabels
+
+LABELS = ClassLabels(3)
+PSEUDO = torch.cat([labels_of((0, 1, 1, 2, 0, 0)), labels_of((0, 0, 2, 2, 2, 1))])  # one labeled, one unlabeled patch
+TARGET = labels_of((0, 1, 2, 2, 0, 0))
+
+
+def objective(weighting=None, factors=(1.0,), **composition) -> CoTrainingObjective:
+    weighting = Unweighted(3) if weighting is None else weighting
+    return CoTrainingObjective(LABELS, weighting, Unweighted(3), LossComposition(**composition), factors)
+
+
+@pytest.mark.parametrize(("from_labeled", "counted"), [(False, [5, 3, 4]), (True, [3, 2, 1])])
+def test_weighting_by_all_pseudo_labels_reads_labeled_patches_too(from_labeled, counted):
+    seen = []
+    weighting = SimiS(3)
+    weighting.initialize(torch.tensor([10, 5, 1]))
+    weighting.update = lambda counts: seen.append(counts.tolist())
+    objective(weighting, counts_from_labeled=from_labeled).update_weights_of(weighting, PSEUDO, TARGET)
+    assert seen == [counted]
+
+
+def test_exponent_of_the_background_is_of_no_other_class():
+    made = objective()
+    weights = torch.tensor([0.25, 1.0, 4.0])
+    made.weight_exponents = (0.0, 0.5)
+    torch.testing.assert_close(made._tempered(weights), torch.tensor([4.0, 2.0, 4.0]))
+    made.weight_exponents = (1.0, 0.0)
+    torch.testing.assert_close(made._tempered(weights), torch.tensor([0.25, 4.0, 4.0]))
+
+
+def test_empty_cross_entropies_of_both_terms_are_counted():
+    weights = torch.tensor([0.0, 1.0, 1.0])
+    background = torch.zeros_like(TARGET)
+    logits = torch.cat([logits_of(((1, 0, 0),) * 6)] * 2)
+    made = objective(supervised_ce=1.0, supervised_dice=0.0, unsupervised_ce=1.0, unsupervised_on_labeled=False)
+    for target, peer, empty in ((background, background, 2), (TARGET, background, 1), (TARGET, TARGET, 0)):
+        terms = made.losses_of(made.sums([logits], [target], peer), weights)
+        assert int(terms.empty_cross_entropies) == empty
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_unsupervised_deep_supervision(deep):
+    outputs = [torch.cat([logits_of(((2, 0, 1),) * 6)] * 2)] * 2
+    made = objective(
+        factors=(0.75, 0.25), supervised_ce=0.0, supervised_dice=0.0, unsupervised_ce=1.0,
+        unsupervised_on_labeled=False, unsupervised_deep_supervision=deep,
+    )
+    sums = made.sums(outputs, [TARGET, TARGET], TARGET)
+    assert [entry is not None for entry in sums.unsupervised] == [True, deep]
+    whole = torch.nn.functional.cross_entropy(outputs[0][1:], TARGET[:, 0])
+    torch.testing.assert_close(made.losses_of(sums, torch.ones(3)).unsupervised, whole)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an epoch's log says of validation patches, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnunet_dhc.core.label_spaces import ClassLabels
+from nnunet_dhc.nnunet.training.epoch_statistics import ValidationStatistics
+
+
+def logits_of(*classes: int) -> torch.Tensor:
+    """One patch of that many voxels; 4 for the class, 0 for the two others."""
+    logits = torch.zeros(1, 3, len(classes), 1)
+    for voxel, value in enumerate(classes):
+        logits[0, value, voxel] = 4.0
+    return logits
+
+
+def test_dice_of_each_network_agreement_and_gap():
+    statistics = ValidationStatistics(ClassLabels(3))
+    target = torch.tensor([1, 1, 2, 0]).reshape(1, 1, 4, 1)
+    statistics.add(logits_of(1, 1, 0, 0), logits_of(1, 0, 2, 0), target)
+    values = statistics.read(across_ranks=False)
+    assert values["dice_a"] == pytest.approx([1.0, 0.0], abs=1e-6)
+    assert values["dice_b"] == pytest.approx([2 / 3, 1.0], abs=1e-6)
+    # where they differ, the mean of the logits is a tie, and the first class wins: 1, 0, 0, 0
+    assert values["dice_mean"] == pytest.approx([2 / 3, 0.0], abs=1e-6)
+    assert values["agreement"] == pytest.approx(2 * 1 / (2 + 2))
+    # two of four voxels differ, each in two of three logits by 4; one logit of 4 in each voxel of both
+    assert values["relative_logit_gap"] == pytest.approx((16 / 12) / (16 / 12))
+
+
+def test_networks_that_are_one_have_no_gap():
+    statistics = ValidationStatistics(ClassLabels(3))
+    for _ in range(2):
+        statistics.add(logits_of(1, 2), logits_of(1, 2), torch.tensor([1, 1]).reshape(1, 1, 2, 1))
+    values = statistics.read(across_ranks=False)
+    assert values["relative_logit_gap"] == 0
+    assert values["agreement"] == 1
+    assert values["dice_mean"] == pytest.approx([2 / 3, 0.0], abs=1e-6)
