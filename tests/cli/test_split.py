@@ -316,3 +316,12 @@ def test_btcv_protocol_is_the_file_used_here(dataset):
     assert _split("--protocol", "btcv20", "--unstratified") == 0
     expected = json.loads((Path(DATA) / "splits_BTCV_20p.json").read_text())
     assert json.loads(_file(dataset).read_text()) == expected
+
+
+def test_keep_refuses_a_patient_with_training_and_validation_scans(dataset, tmp_path, capsys):
+    _file(dataset).parent.mkdir()
+    _file(dataset).write_text(json.dumps([{"train": ["case_0", "case_1"], "val": ["case_2"]}]))
+    groups = tmp_path / "groups.csv"
+    groups.write_text("identifier,group\ncase_0,patient\ncase_2,patient\n")
+    assert _split("--labeled", "1", "--keep", "--groups", str(groups)) == 2
+    assert "a group of --groups has training and validation cases" in capsys.readouterr().err

@@ -129,3 +129,9 @@ def test_order_of_equal_scans_is_that_of_the_pool():
     assert annotation_order(np.zeros(0), np.zeros((0, 2))) == ([], [])
     with pytest.raises(ValueError, match="diversity"):
         annotation_order(np.zeros(1), np.zeros((1, 1)), 1.5)
+
+
+def test_volumes_count_by_their_logarithm():
+    volume = np.array([[0.0], [9.0], [99.0]])  # log1p: 0, 1, 2 times ln 10
+    unknown = np.full((3, 1), np.nan)
+    np.testing.assert_allclose(feature_vectors(volume, unknown, unknown)[:, 0], [-(1.5**0.5), 0.0, 1.5**0.5])

@@ -100,3 +100,12 @@ def test_downsampling_is_nnunets(shape: tuple[int, ...], dtype: torch.dtype) -> 
 def test_downsampling_to_the_same_size_is_free() -> None:
     target: Tensor = torch.zeros(1, 1, 4, 4, 4)
     assert LabelSpace.downsample(target, (4, 4, 4)) is target
+
+
+def test_a_pasted_reference_of_regions_is_not_ignored() -> None:
+    """Voxels: one pasted, one not; channels: two regions and, of the pseudo label, where it is unsure."""
+    reference = torch.tensor([[1, 1], [1, 0]]).reshape(1, 2, 2, 1, 1)
+    pseudo = torch.tensor([[0, 1], [0, 0], [1, 0]]).bool().reshape(1, 3, 2, 1, 1)
+    mask = torch.tensor([True, False]).reshape(1, 1, 2, 1, 1)
+    found = RegionLabels(2).reference_where(mask, reference, pseudo)
+    assert found[0, :, :, 0, 0].tolist() == [[True, True], [True, False], [False, False]]

@@ -16,7 +16,7 @@ from tiny_data import make_scan, write_image
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.unlabeled import case_preprocessing
 from nnunet_dhc.nnunet.unlabeled.nifti_integrity import damage_of_nifti
-from nnunet_dhc.nnunet.unlabeled.scan_checks import BadScan, read_checked
+from nnunet_dhc.nnunet.unlabeled.scan_checks import BadScan, check_voxels, read_checked
 
 
 def add(dataset, name: str, array: np.ndarray, spacing=(1.0, 1.0, 1.0)) -> None:
@@ -264,3 +264,9 @@ def test_no_memory_is_one_line_with_advice(tiny_dataset, monkeypatch):
     monkeypatch.setattr(case_preprocessing, "read_checked", hungry)
     message = refusal(tiny_dataset)
     assert "out of memory" in message and "-np 1" in message
+
+
+def test_a_scan_may_have_an_empty_channel():
+    image = np.arange(2 * 27, dtype=np.float32).reshape(2, 3, 3, 3)
+    image[1] = 0
+    check_voxels(image, {"spacing": [1.0, 1.0, 1.0]}, 2, False, 2)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from nnunet_dhc.core.label_spaces import ClassLabels
-from nnunet_dhc.nnunet.training.epoch_statistics import ValidationStatistics
+from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
 
 
 def logits_of(*classes: int) -> torch.Tensor:
@@ -40,3 +41,11 @@ def test_networks_that_are_one_have_no_gap():
     assert values["relative_logit_gap"] == 0
     assert values["agreement"] == 1
     assert values["dice_mean"] == pytest.approx([2 / 3, 0.0], abs=1e-6)
+
+
+def test_losses_are_means_over_finite_steps():
+    statistics = TrainingStatistics(2)
+    for value, finite in ((1.0, True), (float("nan"), False), (3.0, True)):
+        statistics.add(np.full(5, value), 0, None, False, finite, False)
+    found = statistics.read()
+    assert found["losses"]["total"] == 2 and (found["steps"], found["skipped_steps"]) == (3, 1)

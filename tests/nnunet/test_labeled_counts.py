@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import blosc2
 import numpy as np
@@ -118,3 +119,11 @@ def test_agrees_with_the_raw_labels_of_the_tiny_dataset(tiny_dataset):
         label = SimpleITK.ReadImage(str(tiny_dataset.raw / "labelsTr" / f"{case}.nii.gz"))
         expected += np.bincount(SimpleITK.GetArrayFromImage(label).ravel(), minlength=4)
     assert counts.tolist() == expected.tolist()
+
+
+def test_labels_of_the_same_size_and_another_time_are_counted_again(folder, monkeypatch):
+    labeled_voxel_counts(folder, ["x"], LABELS)
+    os.utime(folder / "x_seg.b2nd", ns=(1, 1))
+    monkeypatch.setattr(labeled_counts, "_count_values", None)
+    with pytest.raises(TypeError):
+        labeled_voxel_counts(folder, ["x"], LABELS)

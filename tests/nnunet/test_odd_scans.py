@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from bring_up_to_date import update
 from tiny_data import make_scan, write_image
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.unlabeled.leak_check import LabeledHashes
 from nnunet_dhc.nnunet.unlabeled.odd_scans import from_json, summarize, why_odd
 
 
@@ -70,3 +72,10 @@ def test_a_spacing_in_another_unit_is_refused_before_memory_is_full(tiny_dataset
     write_image(tiny_dataset.images_un / "meters_0000.nii.gz", make_scan(70)[0], (1000.0, 1000.0, 1000.0))
     with pytest.raises(UserError, match=r"imagesUn/meters would have 1.7e\+13 voxels .* is probably wrong"):
         update(tiny_dataset)
+
+
+def test_scans_are_compared_with_those_of_the_fold_alone(tmp_path):
+    hashes = LabeledHashes(tmp_path, "reader")
+    for key, summary in zip(("case_0", "imagesTs/test", "imagesTr/held_out"), LABELED, strict=True):
+        hashes.add(key, SimpleNamespace(sources=()), "hash", summary)
+    assert hashes.summaries() == LABELED[:1]

@@ -233,3 +233,11 @@ def test_planes_go_through_the_disagreement():
     assert len(facts) == 1
 
 
+def test_what_is_chosen_and_how_large_it_is():
+    logits = 40 * torch.nn.functional.one_hot(torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]), 2).movedim(-1, 1).float()
+    counts = count_pair(*logits)  # A finds three voxels, B one
+    record = {name: getattr(counts, name).tolist() for name in ("predicted_a", "predicted_b", "overlap", "entropy")}
+    records = {case: {**record, "voxel_ml": 0.5} for case in "abc"}
+    ranking = order_records(records, [{"key": "1", "name": "one", "labels": [1]}], 0.0, 2)["ranking"]
+    assert [line["chosen"] for line in ranking] == [True, True, False]
+    assert ranking[0]["structures"]["1"]["volume_ml"] == 1.0

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from nnunet_dhc.cli.main import main
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.training.recipe import Recipe, overridden, recipe_from_plans, settings_help
+from nnunet_dhc.nnunet.training.unlabeled_schedule import lambda_and_rate
 
 
 def test_plans_override_the_recipe_of_the_class():
@@ -172,3 +174,9 @@ def test_configure_checks_with_the_recipe_of_the_trainer(tiny_dataset, trainer, 
     assert main(["configure", "-d", "999", "-o", "Mine", *trainer, "--set", setting]) == 0
     written = json.loads((tiny_dataset.preprocessed / "Mine.json").read_text())
     assert list(written["nnunet_dhc"]) == [setting.partition("=")[0]]
+
+
+def test_lambda_lags_behind_as_in_the_released_code():
+    recipe = Recipe(lambda_max=0.1, ramp_lag_epochs=1)
+    found = [lambda_and_rate(recipe, epoch, 4, 10)[0] for epoch in range(4)]
+    assert found == pytest.approx([0.1 * np.exp(-5 * (1 - progress) ** 2) for progress in (0, 0, 0.25, 0.5)])

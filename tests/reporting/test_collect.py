@@ -200,3 +200,11 @@ def test_scores_on_training_cases_are_pointed_out(tree):
     tree.add_pair("nnUNetTrainerDHC", labeled=[*tree.labeled, "patient_00"])
     notes = collect_trainings(Selection("901", ["nnUNetTrainerDHC"])).notes
     assert any("among the labeled training cases" in note.text for note in notes)
+
+
+def test_a_fold_that_one_repeat_lacks_is_refused(tree, tmp_path):
+    other = tmp_path / "seed2"
+    tree.add_stock().add_stock(results=other)
+    remove(tree.model("nnUNetTrainer", other) / "fold_1")
+    with pytest.raises(UserError, match="nnUNetTrainer has no validation of fold 1"):
+        collect_trainings(Selection("901", ["nnUNetTrainer"], results_roots=(tree.results, other)))

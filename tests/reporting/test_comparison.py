@@ -15,17 +15,18 @@ from made_up import boxes, dataset_json, write_json, write_volume
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.training.recipe import Recipe
-from nnunet_dhc.reporting import verdict
+from nnunet_dhc.reporting import output, verdict
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
 from nnunet_dhc.reporting.collection import Row, Run, check_comparable
 from nnunet_dhc.reporting.compare import Options, build_comparison
 from nnunet_dhc.reporting.differences import differences_from, winners
 from nnunet_dhc.reporting.evaluate import score_pairs
 from nnunet_dhc.reporting.output import write_comparison
-from nnunet_dhc.reporting.protocols import PROTOCOLS, STANDARD
+from nnunet_dhc.reporting.protocols import DHC, PROTOCOLS, STANDARD
 from nnunet_dhc.reporting.render_markdown import render_markdown
 from nnunet_dhc.reporting.render_text import render_text
-from nnunet_dhc.reporting.score_tables import RowScores
+from nnunet_dhc.reporting.score_tables import RowScores, describe_structures
+from nnunet_dhc.reporting.statistics import holm
 from nnunet_dhc.reporting.structures import label_space
 from nnunet_dhc.reporting.verdict import caution
 
@@ -437,3 +438,77 @@ def test_painting_an_absent_structure_is_paid_for_in_the_difference(tmp_path):
     assert difference["structures"]["1"]["claim"] == "better"
     assert found["winners"]["dice"]["3"] == found["winners"]["dice"]["overall"] == "leaves"
     assert "paints is worse than leaves" in found["verdict"]["sentence"]
+
+
+def test_p_values_are_corrected_for_all_rows_and_structures(comparison):
+    metrics = [item["metrics"]["dice"] for item in comparison["differences"]]
+    for family in ([item["overall"] for item in metrics],
+                   [entry for item in metrics for entry in item["structures"].values()]):
+        p_values = [entry["p"] for entry in family]
+        assert [entry["p_holm"] for entry in family] == holm(p_values) != p_values
+
+
+def test_a_difference_that_is_not_claimed_is_never_bold():
+    class Rows:
+        keys = ("1",)
+
+        def __init__(self, name, values):
+            self.row, self._values = Row(name), np.array(values)[:, None]
+
+        def matrix(self, _):
+            return self._values
+
+    metric = next(metric for metric in STANDARD.metrics if not metric.higher_is_better)
+    far = [5.0 + 0.1 * case for case in range(8)]
+    rows = [Rows("near", [value - 2 for value in far]), Rows("far", far)]
+    scopes = {"overall": {"claim": "no claim"}, "groups": {}, "structures": {"1": {"claim": "better"}}}
+    differences = [{"row": "near", "metrics": {metric.key: scopes}}]
+    found = winners(rows, replace(STANDARD, metrics=(metric,)), ["all"], differences)
+    assert found[metric.key] == {"overall": None, "1": "near"}
+
+
+def test_stock_with_other_labels_is_no_control():
+    def row(name, role, labeled):
+        facts = {"labeled_cases": labeled, "steps": 40, "seconds": 40.0}
+        return {"name": name, "role": role, "facts": facts, "runs": []}
+
+    def contrast(*_):
+        return {"mean": 0.1, "low": 0.05, "high": 0.15, "claim": "better"}
+
+    for labeled, found in ((4, True), (20, False)):
+        rows = [row("stock", "stock", labeled), row("pair", "semi-supervised", 4)]
+        parts = verdict.attribution(rows, contrast, STANDARD.metrics[0], "pair")["parts"]
+        assert ("everything together, at equal steps" in [part["what"] for part in parts]) == found
+
+
+def test_another_protocol_or_other_labels_are_scored_anew(tmp_path):
+    pair = (write_volume(tmp_path / "p.nii.gz", boxes(1)), write_volume(tmp_path / "r.nii.gz", boxes()))
+    labels = label_space(dataset_json())
+    union = label_space({"labels": {"background": 0, "both": [1, 2], "rare_box": 3}})
+    assert "dice" in score_pairs([pair], labels, STANDARD, 1, tmp_path)[0]["1"]
+    assert "dice_dhc" in score_pairs([pair], labels, DHC, 1, tmp_path)[0]["1"]
+    assert "(1, 2)" in score_pairs([pair], union, STANDARD, 1, tmp_path)[0]
+
+
+def test_volume_of_a_structure_is_that_where_it_is():
+    volumes = np.array([[9.0, 5.0, 4.0], [9.0, 0.0, 4.0], [9.0, 0.0, 4.0]])
+    found = describe_structures([("1", "a"), ("2", "b"), ("3", "c")], volumes)
+    assert [item["mean_volume_ml"] for item in found] == [9, 5, 4]
+    assert [item["group"] for item in found] == ["frequent", "medium", "rare"]
+    assert [item["cases_present"] for item in found] == [3, 1, 3]
+
+
+def test_a_kill_leaves_the_old_comparison(comparison, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "comparison.json").write_text("old")
+    monkeypatch.setattr(output.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_comparison(comparison, tmp_path)
+    assert (tmp_path / "comparison.json").read_text() == "old"
+
+
+def test_a_region_may_hold_the_background():
+    labels = label_space({"labels": {"background": 0, "all": [0, 1, 2], "core": 2}})
+    assert [structure.name for structure in labels.structures] == ["all", "core"] and labels.covers_background

@@ -181,3 +181,10 @@ def test_values_between_labels_are_refused(tmp_path):
     path = write_volume(tmp_path / "soft.nii.gz", np.full((3, 3, 3), 0.5, dtype=np.float32))
     with pytest.raises(UserError, match="not whole numbers"):
         read_label_map(path)
+
+
+def test_distances_have_the_spacing_of_the_reference(tmp_path):
+    prediction = write_volume(tmp_path / "p.nii.gz", boxes(1), (9.0, 9.0, 9.0))
+    reference = write_volume(tmp_path / "r.nii.gz", boxes())
+    found = score_files(prediction, reference, label_space(dataset_json()), STANDARD)["1"]
+    assert found["hd95_mm"] == pytest.approx(1.0) and found["volume_reference_ml"] == pytest.approx(0.288)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from made_up import log_line, stock_log, write_json
@@ -111,3 +113,11 @@ def test_logs_come_in_the_order_of_their_dates(tmp_path):
     record = read_run(tmp_path)
     assert (record.epochs_done, record.seconds, record.counted_cases) == (4, 40.0, (4, 2))
     assert training_seconds(tmp_path) == 40.0
+
+
+def test_steps_and_hours_at_the_end_of_an_epoch(tmp_path):
+    write_json(tmp_path / "dhc_run.json", {"iterations_per_epoch": 250})
+    lines = [{"epoch": epoch, "seconds": {"epoch": 1800.0}} for epoch in range(3)]
+    (tmp_path / "dhc_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves = training_curves(read_run(tmp_path), "x", "0", 0)
+    assert curves["steps_done"] == [250, 500, 750] and curves["hours_done"] == [0.5, 1.0, 1.5]

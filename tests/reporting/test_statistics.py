@@ -106,3 +106,7 @@ def test_spread_needs_two():
     assert mean_and_spread([0.5])["standard_deviation"] is None
     assert mean_and_spread([0.0, 1.0, None]) == {"mean": 0.5, "standard_deviation": pytest.approx(0.5**0.5), "n": 2}
     assert mean_and_spread([0.0, 1.0], ddof=0)["standard_deviation"] == 0.5  # the paper's
+
+
+def test_an_interval_that_ends_at_0_claims_nothing():
+    assert claim(Interval(0.1, 0.0, 0.15, 10), 0.01, True) == "no claim"

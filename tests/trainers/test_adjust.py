@@ -12,12 +12,15 @@ import pytest
 import SimpleITK
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tiny_data import TINY_PLANS, make_scan, write_image
 from tiny_training import assert_same, make_trainer
 from variants import REGIONS, make_variant
 
 from nnunet_dhc.cli.main import main
-from nnunet_dhc.nnunet.network.adjust_model import ADJUSTED, REPORT, shifted
+from nnunet_dhc.core.class_offsets import STRENGTHS, choose_offsets, confusion, dice_of_cases, reduce_case
+from nnunet_dhc.nnunet.network import adjust_model
+from nnunet_dhc.nnunet.network.adjust_model import ADJUSTED, REPORT, Adjustment, _choose, _reduce, shifted
 from nnunet_dhc.nnunet.network.predictor import trained_predictor
 
 FOLD = {"train": ["case_0", "case_1"], "val": ["case_2", "case_3", "case_4"], "unlabeled": ["case_5"]}
@@ -169,3 +172,43 @@ def test_predicts_with_nnunets_command(dataset, tmp_path):
         image = SimpleITK.ReadImage(str(tmp_path / name / "scan.nii.gz"))
         painted[name] = np.bincount(SimpleITK.GetArrayFromImage(image).ravel(), minlength=4)
     assert painted[ADJUSTED][1] > painted["checkpoint_final.pth"][1]
+
+
+def two_cases():
+    """Two classes whose border lies at a logit of -1 instead of 0."""
+    logit = torch.linspace(-3, 3, 600)
+    return [reduce_case(torch.stack((torch.zeros(600), logit)), (logit > -1).long())] * 2
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_the_strength_that_is_better_on_other_cases_is_taken(monkeypatch, best):
+    fitted = torch.full((2, 2, 1), 0.5, dtype=torch.float64)
+    fitted[best] = 0.6
+    monkeypatch.setattr(adjust_model, "cross_fitted_dice", lambda cases: fitted)
+    cases = two_cases()
+    chosen = STRENGTHS[best] * choose_offsets(cases)
+    found = _choose(["one"], [cases])
+    assert chosen[1] > 0 and torch.equal(found.offsets, chosen[1:])
+    assert torch.equal(found.cross_fitted, fitted[best]) and torch.equal(found.after, dice_of_cases(cases, chosen))
+
+
+def test_offsets_help_if_those_chosen_on_other_cases_do():
+    dice = torch.full((2, 1), 0.5)
+    assert not Adjustment(["one"], torch.ones(1), before=dice, cross_fitted=dice - 0.1, after=dice + 0.2).helps
+    assert Adjustment(["one"], torch.ones(1), before=dice, cross_fitted=dice + 0.1, after=dice - 0.2).helps
+
+
+def test_what_nnunet_has_cut_off_is_background():
+    logits = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    case, = _reduce(logits, torch.tensor([-1, 0, 1]), LabelManager({"background": 0, "one": 1}, None))
+    assert confusion(case, torch.zeros(2)).tolist() == [[0, 2], [0, 1]]
+
+
+def test_offsets_that_are_no_better_on_other_cases_are_not_written(dataset, monkeypatch, capsys):
+    folder = train(dataset)
+    found = Adjustment(["large", "middle", "small"], torch.ones(3), *(torch.full((3, 3), d) for d in (0.5, 0.4, 0.6)))
+    monkeypatch.setattr(adjust_model, "_choose", lambda *_: found)
+    assert main(COMMAND) == 0
+    assert "written, without offsets" in capsys.readouterr().out
+    assert_same(*(torch.load(folder / name, weights_only=False)["network_weights"]
+                  for name in ("checkpoint_final.pth", ADJUSTED)))

@@ -10,6 +10,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_data import make_scan, write_image
 from tiny_training import FOLD, log_lines, make_trainer
 
+from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
+from nnunet_dhc.nnunet.training import preparation
+from nnunet_dhc.nnunet.training.preparation import prepare_training_data
+
 
 @pytest.mark.parametrize(
     ("shape", "spacing", "needle"),
@@ -50,3 +54,9 @@ def test_a_labeled_case_without_foreground_is_trained_on(tiny_dataset):
     lost = np.asarray(before.data.labeled_counts) - np.asarray(trainer.data.labeled_counts)
     np.testing.assert_array_equal(lost[1:], np.bincount(segmentation.ravel(), minlength=4)[1:])
     assert lost.sum() == 0
+
+
+def test_a_class_that_no_labeled_case_has_is_told(tiny_dataset, monkeypatch):
+    monkeypatch.setattr(preparation, "labeled_voxel_counts", lambda *_: np.array([900, 50, 0, 3]))
+    data = prepare_training_data(make_trainer(tiny_dataset), FoldCases(("case_0",), ("case_2",)), uses_unlabeled=False)
+    assert any("contains class middle: it cannot be learned" in warning for warning in data.warnings)

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
@@ -15,6 +16,7 @@ from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, p
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.training import checkpoint as checkpoint_module
+from nnunet_dhc.nnunet.training import preparation
 from nnunet_dhc.nnunet.training.epoch_log import read_epoch_log
 
 SETTINGS = {"num_epochs": 3, "lambda_max": 0.5, "teacher": "mean", "teacher_momentum": 0.9}
@@ -338,3 +340,12 @@ def end_epoch(trainer, epoch, dice):
         trainer.on_validation_epoch_end([trainer.validation_step(next(trainer.dataloader_val))])
     trainer.logger.log("ema_fg_dice", dice, trainer.current_epoch)
     trainer.on_epoch_end()
+
+
+def test_a_resumed_run_keeps_its_exponent_though_the_labels_have_changed(tiny_dataset, monkeypatch):
+    trainer = make_trainer(tiny_dataset)
+    trainer.on_train_start()
+    second = resumed(tiny_dataset, trainer)
+    monkeypatch.setattr(preparation, "labeled_voxel_counts", lambda *_: np.array([900, 11, 11, 11]))  # none is rare
+    second.on_train_start()
+    assert trainer.recipe.weight_exponent_final == second.recipe.weight_exponent_final == 0.5

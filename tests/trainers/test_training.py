@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, p
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network import cotrained_pair
+from nnunet_dhc.nnunet.training import pair_trainer
 from nnunet_dhc.nnunet.training.run_files import seconds_per_step
 from nnunet_dhc.nnunet.training.whole_step import as_list
 
@@ -348,3 +350,39 @@ def test_labeled_patches_around_foreground(tiny_dataset):
     stock = nnUNetTrainer(plans, "3d_fullres", 0, ours.dataset_json, torch.device("cpu"))
     assert ours.oversample_foreground_percent == stock.oversample_foreground_percent < 1
     assert ours.probabilistic_oversampling == stock.probabilistic_oversampling
+
+
+def test_each_sub_network_starts_from_its_own_scheme(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, "nnUNetTrainerCPS")
+    trainer.initialize()
+    a, b = (network.encoder.stages[0][0].convs[0].conv.weight for network in trainer.pair.sub_networks)
+    fan_in, fan_out = 27, 4 * 27
+    assert a.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.25)  # kaiming
+    assert b.std().item() == pytest.approx((2 / (fan_in + fan_out)) ** 0.5, rel=0.25)  # xavier
+
+
+def test_each_epoch_and_each_rank_draws_anew_from_the_seed(tiny_dataset):
+    trainer = make_trainer(tiny_dataset)
+    draws = []
+    for epoch, rank in ((0, 0), (1, 0), (1, 1)):
+        trainer.current_epoch, trainer.local_rank = epoch, rank
+        trainer.on_epoch_start()
+        draws.append((np.random.rand(), float(torch.rand(()))))
+    assert len({value for draw in draws for value in draw}) == 6
+
+
+def test_no_alarm_for_a_class_that_nobody_labeled(tiny_dataset, monkeypatch):
+    stock = pair_trainer.prepare_training_data
+
+    def without_small(*arguments):
+        data = stock(*arguments)
+        return replace(data, labeled_counts=data.labeled_counts * np.array([1, 1, 1, 0]))
+
+    monkeypatch.setattr(pair_trainer, "prepare_training_data", without_small)
+    trainer = make_trainer(tiny_dataset, num_epochs=1, collapse_patience=1)
+    freeze(trainer)
+    for network in trainer.pair.sub_networks:
+        network.decoder.seg_layers[-1].bias.data[2:] = -1e4
+    trainer.run_training()
+    alarms = " ".join(log_lines(trainer)[0]["alarms"])
+    assert "'middle'" in alarms and "'small'" not in alarms
