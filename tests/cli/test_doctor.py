@@ -187,7 +187,7 @@ def test_unknown_dataset(tiny_dataset):
 def test_scans_without_labels_among_the_labeled_ones(tiny_dataset):
     (tiny_dataset.raw / "labelsTr" / "case_1.nii.gz").unlink()
     finding, = _broken(check_dataset(tiny_dataset.dataset_id))
-    assert "case_1 in imagesTr" in finding.text and "imagesTr/case_1_* " in finding.remedy
+    assert "no label for case_1 in" in finding.text and "imagesTr/case_1_* " in finding.remedy
 
 
 def test_labeled_cases_that_are_not_preprocessed(tiny_dataset):

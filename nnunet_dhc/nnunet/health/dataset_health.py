@@ -46,8 +46,8 @@ def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Find
     unlabeled = [case for case in identifiers if not labels[case].is_file()]
     if unlabeled:
         case = unlabeled[0]
-        return [Finding("broken", "raw data", f"{name_some(unlabeled, 3)} in imagesTr of {places.raw} has no label",
-                        f"label it, or move it to {IMAGES_UN}: mkdir -p {places.raw / IMAGES_UN}; mv "
+        return [Finding("broken", "raw data", f"no label for {name_some(unlabeled, 3)} in {places.raw / 'imagesTr'}",
+                        f"label such scans, or move them to {IMAGES_UN}: mkdir -p {places.raw / IMAGES_UN}; mv "
                         f"{places.raw / 'imagesTr' / case}_* {places.raw / IMAGES_UN}")], identifiers
     classes = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
     text = f"{places.raw}: {len(identifiers)} cases with labels, {len(classes)} classes"
