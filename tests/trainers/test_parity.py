@@ -240,7 +240,7 @@ def test_labels_written_as_lists_and_texts(tiny_dataset, monkeypatch):
 # ---- switches of a run ----
 
 
-def test_fold_all(tiny_dataset):
+def test_fold_all(tiny_dataset, no_process_pools):
     trainer = train(tiny_dataset, fold="all")
     assert len(trainer.data.cases.labeled) == 6 and sorted(trainer.data.unlabeled) == tiny_dataset.unlabeled
     assert trainer.output_folder.endswith("fold_all")

@@ -153,7 +153,7 @@ def test_gradient_of_each_sub_network_is_clipped_by_itself(tiny_dataset):
 
 
 def test_unlabeled_patches_as_often_as_lambda(tiny_dataset):
-    """The schedule "ramp" draws them in every tenth step at first and in every step at the end, and reweights them."""
+    """The schedule "ramp" draws them in every tenth step at first and in every step at the end."""
     trainer = train(tiny_dataset, unlabeled_schedule="ramp", num_epochs=4, num_iterations_per_epoch=10)
     lines = log_lines(trainer)
     assert lines[0]["steps_with_unlabeled"] == 1
@@ -279,6 +279,18 @@ def test_a_good_step_in_between_starts_the_count_anew(tiny_dataset):
     poison(trainer, from_step=3, num_steps=1)
     trainer.run_training()
     assert log_lines(trainer)[0]["skipped_steps"] == 2
+
+
+def test_a_gradient_that_overflows_changes_no_weight(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=3)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    next(trainer.pair.sub_network_b.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    before = parameters(trainer)
+    trainer.train_step(next(trainer.dataloader_train))
+    assert_same(before, parameters(trainer))
+    assert trainer.statistics.read()["skipped_steps"] == 1
 
 
 def test_many_non_finite_gradients_end_the_run_too(tiny_dataset, monkeypatch):
