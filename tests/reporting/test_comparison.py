@@ -160,21 +160,26 @@ def test_equal_rows_have_no_winner(tree):
     assert all(winner is None for scopes in found["winners"].values() for winner in scopes.values())
 
 
+class MadeUpScores:
+    """Scores of a row; values of each case, for one structure or a list of them for several."""
+
+    def __init__(self, name, values):
+        self.row, self._values = Row(name), np.array(values).reshape(len(values), -1)
+        self.keys = tuple(str(column + 1) for column in range(self._values.shape[1]))
+
+    def matrix(self, _):
+        return self._values
+
+    def matrix_beside(self, *_):
+        return self._values
+
+
 def test_a_row_whose_distances_leave_structures_out_is_never_bold():
-    class Rows:
-        keys = ("1",)
-
-        def __init__(self, name, values):
-            self.row, self._values = Row(name), np.array(values)[:, None]
-
-        def matrix(self, _):
-            return self._values
-
     metric = next(metric for metric in STANDARD.metrics if not metric.higher_is_better)
     complete = [5.0 + 0.1 * case for case in range(8)]
     for missed, bold in (([], "near"), ([7], None)):
-        near = Rows("near", [np.nan if case in missed else value - 2 for case, value in enumerate(complete)])
-        found = winners([near, Rows("far", complete)], replace(STANDARD, metrics=(metric,)), ["all"], [])
+        near = MadeUpScores("near", [np.nan if case in missed else value - 2 for case, value in enumerate(complete)])
+        found = winners([near, MadeUpScores("far", complete)], replace(STANDARD, metrics=(metric,)), ["all"], [])
         assert found[metric.key]["overall"] == found[metric.key]["1"] == bold
 
 
@@ -373,23 +378,10 @@ def test_painting_an_absent_structure_in_some_seeds(tmp_path, of_a, of_b, expect
 def test_better_in_the_mean_of_structures_and_worse_in_most_cases_is_no_claim():
     """One structure is a little worse in all cases, the other, which few have, much better."""
     draw = np.random.default_rng(0)
-
-    class Rows:
-        keys = ("1", "2")
-
-        def __init__(self, name, values):
-            self.row, self._values = Row(name), values
-
-        def matrix(self, _):
-            return self._values
-
-        def matrix_beside(self, *_):
-            return self._values
-
     before = np.full((60, 2), 0.5)
     before[6:, 1] = np.nan
     after = before + np.stack([draw.normal(-0.01, 0.005, 60), draw.normal(0.3, 0.05, 60)], axis=1)
-    entry, = differences_from(Rows("b", before), [Rows("a", after)], STANDARD, ["all", "all"])
+    entry, = differences_from(MadeUpScores("b", before), [MadeUpScores("a", after)], STANDARD, ["all", "all"])
     overall = entry["metrics"]["dice"]["overall"]
     assert overall["low"] > 0 and overall["claim"] == "no claim"
 
@@ -449,18 +441,9 @@ def test_p_values_are_corrected_for_all_rows_and_structures(comparison):
 
 
 def test_a_difference_that_is_not_claimed_is_never_bold():
-    class Rows:
-        keys = ("1",)
-
-        def __init__(self, name, values):
-            self.row, self._values = Row(name), np.array(values)[:, None]
-
-        def matrix(self, _):
-            return self._values
-
     metric = next(metric for metric in STANDARD.metrics if not metric.higher_is_better)
     far = [5.0 + 0.1 * case for case in range(8)]
-    rows = [Rows("near", [value - 2 for value in far]), Rows("far", far)]
+    rows = [MadeUpScores("near", [value - 2 for value in far]), MadeUpScores("far", far)]
     scopes = {"overall": {"claim": "no claim"}, "groups": {}, "structures": {"1": {"claim": "better"}}}
     differences = [{"row": "near", "metrics": {metric.key: scopes}}]
     found = winners(rows, replace(STANDARD, metrics=(metric,)), ["all"], differences)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -117,19 +117,21 @@ def _count(job: dict[str, Any], case: str) -> tuple[str, dict[str, int]]:
             problem = problem or error
             continue
         values, voxels = np.unique(segmentation, return_counts=True)
-        _refuse_undeclared(file, values, dataset_json)
+        entries = dataset_json["labels"].values()
+        declared = {int(v) for entry in entries for v in (entry if isinstance(entry, (list, tuple)) else [entry])}
+        refuse_undeclared(file, values, declared, "correct the label, or declare them")
         return case, {str(int(v)): int(n) for v, n in zip(values, voxels, strict=True)}
     raise UserError(f"{file} can't be read: repair it or take the case out of the dataset ({problem})")
 
 
-def _refuse_undeclared(file: str, values: np.ndarray, dataset_json: Mapping[str, Any]) -> None:
-    entries = dataset_json["labels"].values()
-    allowed = {0, *(int(v) for entry in entries for v in (entry if isinstance(entry, (list, tuple)) else [entry]))}
-    unknown = [f"{value:g}" for value in values if value not in allowed]
+def refuse_undeclared(label: str, values: Iterable[float], declared: Iterable[int], remedy: str) -> None:
+    """Raise if a label holds a value that ``dataset.json`` doesn't declare; the background needn't be declared."""
+    allowed = {0, *declared}
+    unknown = [f"{value:g}" for value in sorted(values) if value not in allowed]
     if unknown:
         raise UserError(
-            f"{file} holds the value(s) {name_some(unknown)}, but dataset.json declares "
-            f"{', '.join(map(str, sorted(allowed)))} alone: correct the label, or declare them"
+            f"{label} holds the value(s) {name_some(unknown)}, but dataset.json declares "
+            f"{', '.join(map(str, sorted(allowed)))} alone: {remedy}"
         )
 
 

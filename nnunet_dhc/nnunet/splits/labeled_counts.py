@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.splits.fold_cases import name_some
+from nnunet_dhc.nnunet.splits.label_contents import refuse_undeclared
 
 COUNTS_FILE = "labeled_counts.json"
 _REMEMBERED = 50
@@ -100,19 +101,6 @@ def _counts_by_class(by_value: dict[int, int], label_manager: Any) -> np.ndarray
     return np.array([in_none, *in_each], dtype=np.int64)
 
 
-def _refuse_undeclared(case: str, values: Iterable[int], label_manager: Any) -> None:
-    allowed = {-1, 0, *map(int, label_manager.all_labels)}
-    if label_manager.ignore_label is not None:
-        allowed.add(int(label_manager.ignore_label))
-    unknown = sorted(set(values) - allowed)
-    if unknown:
-        raise UserError(
-            f"The label of case {case} holds the value(s) {', '.join(map(str, unknown))}, but dataset.json declares "
-            f"{', '.join(map(str, sorted(allowed - {-1})))} alone: correct it in labelsTr, then run "
-            "nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
-        )
-
-
 def _count_values(
     folder: Path, cases: Sequence[str], label_manager: Any, show_progress: bool
 ) -> dict[int, int]:
@@ -120,6 +108,8 @@ def _count_values(
     from tqdm import tqdm
 
     dataset = infer_dataset_class(str(folder))(str(folder), list(cases))
+    declared = [int(label) for label in (*label_manager.all_labels, label_manager.ignore_label) if label is not None]
+    remedy = "correct it in labelsTr, then run nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
     totals: dict[int, int] = {}
     for case in tqdm(cases, desc="Counting labeled voxels", disable=not show_progress, delay=3):
         try:
@@ -136,7 +126,7 @@ def _count_values(
             part = flat[start : start + _VOXELS_AT_ONCE].astype(np.int64)
             counts += np.bincount(part - lowest, minlength=counts.size)
         found = {lowest + int(offset): int(counts[offset]) for offset in np.flatnonzero(counts)}
-        _refuse_undeclared(case, found, label_manager)
+        refuse_undeclared(f"The label of case {case}", found.keys() - {-1}, declared, remedy)
         for value, count in found.items():
             totals[value] = totals.get(value, 0) + count
     return totals

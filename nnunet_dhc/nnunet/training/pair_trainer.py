@@ -175,21 +175,18 @@ class PairTrainer(ReliableTrainer):
 
     def get_dataloaders(self):
         with seeding.seeded_workers(self):
-            return self._dataloaders()
-
-    def _dataloaders(self):
-        labeled, validation = super().get_dataloaders()
-        unlabeled = None
-        if self.data.pool is not None:
-            dataset = UnlabeledDataset(
-                self.data.pool.folder,
-                self.data.pool.identifiers,
-                self.data.previous_stage_folder,
-                with_nonzero_mask=self.data.pool.with_nonzero_mask,
-            )
-            unlabeled = self.guarded(unlabeled_stream(self, dataset))
-            next(unlabeled)  # starts the workers now, as nnU-Net does for its own
-        return PairedLoader(labeled, unlabeled), validation
+            labeled, validation = super().get_dataloaders()
+            unlabeled = None
+            if self.data.pool is not None:
+                dataset = UnlabeledDataset(
+                    self.data.pool.folder,
+                    self.data.pool.identifiers,
+                    self.data.previous_stage_folder,
+                    with_nonzero_mask=self.data.pool.with_nonzero_mask,
+                )
+                unlabeled = self.guarded(unlabeled_stream(self, dataset))
+                next(unlabeled)  # starts the workers now, as nnU-Net does for its own
+            return PairedLoader(labeled, unlabeled), validation
 
     # ---- start and end ----
 
@@ -346,9 +343,10 @@ class PairTrainer(ReliableTrainer):
             self.grad_scaler.step(self.optimizer)  # skips the step of both when any gradient is not finite
             self.grad_scaler.update()
         *losses, empty, norm, skipped = self._read(outcome, norms)
-        overflow = skipped == 0 and not np.isfinite(norm)
-        finite = skipped == 0 and not (overflow and self.grad_scaler is None)
-        if self.grad_scaler is None and finite:
+        useful = skipped == 0 and np.isfinite(norm)
+        overflow = skipped == 0 and not useful and self.grad_scaler is not None
+        finite = useful or overflow
+        if self.grad_scaler is None and useful:
             self.optimizer.step()
         if self.averaged_pair is not None:
             self.averaged_pair.update(self.pair)
@@ -363,9 +361,9 @@ class PairTrainer(ReliableTrainer):
             outcome.counts,
             has_unlabeled,
             finite,
-            overflow=finite and overflow,
+            overflow,
         )
-        self._stop_if_never_finite(finite and not overflow, batch)
+        self._stop_if_never_finite(useful, batch)
         self._choose_streams(self.statistics.steps)
         self.files.estimate_duration(self, has_unlabeled)
         return {"loss": losses[0]}
