@@ -32,7 +32,6 @@ from console import TRAIN, TRAINER, Running, configure, environment, fold_folder
 from tiny_data import TinyDataset, make_scan, plan_and_preprocess, write_image, write_raw_dataset  # noqa: E402
 
 from nnunet_dhc.nnunet.reliability.output_folder import LOCK_FILE  # noqa: E402
-from nnunet_dhc.nnunet.reliability.resume_command import has_checkpoint  # noqa: E402
 from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint  # noqa: E402
 
 NUM_EPOCHS = 6
@@ -147,7 +146,7 @@ def kill_and_resume(
     problems = [f"{len(running.members())} processes are left"] if running.members() else []
     running.kill()
     problems += half_files(dataset)
-    continues = has_checkpoint(str(fold_folder(dataset)))
+    continues = any(fold_folder(dataset).glob("checkpoint_*.pth"))
     resumed = Running(dataset, (*TRAIN, "--c") if continues else TRAIN, variables)
     outcome = resumed.finish()
     if outcome.code != 0:

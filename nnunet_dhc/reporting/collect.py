@@ -216,7 +216,10 @@ def _prediction_files(folder: Path, ending: str) -> dict[str, Path]:
         raise UserError(f"{folder} does not exist: finish the training, or run nnUNetv2_train with --val.")
     files = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
     if not files:
-        raise UserError(f"{folder} holds no {ending} file: the validation is not finished, or file_ending differs.")
+        raise UserError(
+            f"{folder} holds no {ending} file: the validation is not finished (the training's command with --c ends "
+            "it), or file_ending differs."
+        )
     return files
 
 

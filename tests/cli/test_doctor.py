@@ -178,6 +178,14 @@ def test_dataset_without_plans_or_raw_data(tiny_dataset, monkeypatch):
     assert any("is not in nnUNet_raw" in f.text for f in check_dataset("999"))
 
 
+def test_labeled_cases_that_no_fold_names(tiny_dataset):
+    labeled = tiny_dataset.labeled
+    tiny_dataset.write_split([{"train": labeled[:3], "val": labeled[3:5]}, {"train": labeled[3:5], "val": labeled[:3]}])
+    notes = [finding.text for finding in check_dataset("999") if finding.status == "note"]
+    note, = (text for text in notes if "in no list of the fold" in text)
+    assert note.startswith(f"{labeled[5]} has a label") and 'add it to "train" of each fold' in note
+
+
 def test_unknown_dataset(tiny_dataset):
     finding, = check_dataset("123")
     assert finding.status == "broken"

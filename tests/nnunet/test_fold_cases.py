@@ -19,8 +19,8 @@ def write(folder, folds) -> None:
 
 def test_reads_the_three_lists(tmp_path):
     write(tmp_path, [{"train": ["a"], "val": ["b"]}, {"train": ["c", "d"], "val": ["a"], "unlabeled": ["e", "f"]}])
-    assert read_fold_cases(tmp_path, CASES, 1) == FoldCases(("c", "d"), ("a",), ("e", "f"))
-    assert read_fold_cases(tmp_path, CASES, "0") == FoldCases(("a",), ("b",), ())
+    assert read_fold_cases(tmp_path, CASES, 1) == FoldCases(("c", "d"), ("a",), ("e", "f"), left_out=("b",))
+    assert read_fold_cases(tmp_path, CASES, "0") == FoldCases(("a",), ("b",), (), left_out=("c", "d", "e", "f"))
 
 
 def test_fold_all_uses_every_case_as_labeled(tmp_path):
@@ -74,7 +74,7 @@ def test_broken_json_names_the_file_and_the_remedy(tmp_path, text):
 
 def test_one_case_may_be_its_own_validation_case(tmp_path):
     write(tmp_path, [{"train": ["a"], "val": ["a"], "unlabeled": ["b", "c"]}])
-    assert read_fold_cases(tmp_path, CASES, 0) == FoldCases(("a",), ("a",), ("b", "c"))
+    assert read_fold_cases(tmp_path, CASES, 0) == FoldCases(("a",), ("a",), ("b", "c"), left_out=("d", "e", "f"))
 
 
 def test_default_split_is_the_one_of_stock(tmp_path):
@@ -113,3 +113,21 @@ def test_without_a_file_the_folds_are_those_that_would_be_written(tmp_path):
     assert not (tmp_path / "splits_final.json").exists()
     ensure_splits_file(tmp_path, CASES)
     assert planned == [read_fold_cases(tmp_path, CASES, fold) for fold in range(5)]
+
+
+def test_labeled_cases_in_no_list_are_noted(tmp_path):
+    write(tmp_path, [{"train": CASES[:2], "val": CASES[2:3]}, {"train": CASES[:1], "val": CASES[1:]}])
+    cases = read_fold_cases(tmp_path, CASES, 0)
+    assert cases.left_out == tuple(sorted(CASES[3:]))
+    assert cases.note_on_left_out.startswith(f"{', '.join(sorted(CASES[3:])[:5])}")
+    assert 'have labels and are in no list of the fold, so not used: to train with them, add them to "train"' in (
+        cases.note_on_left_out
+    )
+    assert read_fold_cases(tmp_path, CASES, 1).note_on_left_out is None
+    assert read_fold_cases(tmp_path, CASES, "all").note_on_left_out is None
+
+
+def test_a_split_with_unlabeled_cases_leaves_test_cases_out_on_purpose(tmp_path):
+    write(tmp_path, [{"train": CASES[:1], "val": CASES[1:2], "unlabeled": CASES[2:3]}])
+    cases = read_fold_cases(tmp_path, CASES, 0)
+    assert cases.left_out == tuple(sorted(CASES[3:])) and cases.note_on_left_out is None

@@ -8,16 +8,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import SimpleITK
 from bring_up_to_date import update
 from tiny_data import make_scan, write_image
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.unlabeled.leak_check import LabeledHashes
-from nnunet_dhc.nnunet.unlabeled.odd_scans import from_json, summarize, why_odd
+from nnunet_dhc.nnunet.unlabeled.odd_scans import from_json, orientation, summarize, why_odd
 
 
-def ct(seed: int, low: float = -1000, high: float = 300, shape=(20, 30, 30), spacing=(5.0, 0.8, 0.8)):
-    return summarize(np.random.default_rng(seed).uniform(low, high, (1, *shape)), spacing)
+def ct(seed: int, low: float = -1000, high: float = 300, shape=(20, 30, 30), spacing=(5.0, 0.8, 0.8), stuff=None):
+    data = np.random.default_rng(seed).uniform(low, high, (1, *shape))
+    return summarize(data, {"spacing": spacing, **(stuff or {})})
 
 
 LABELED = [ct(number) for number in range(3)]
@@ -52,9 +54,52 @@ def test_order_of_axes_does_not_matter():
     assert why_odd(ct(9, shape=(30, 30, 20), spacing=(0.8, 0.8, 5.0)), LABELED, ["CTNormalization"]) is None
 
 
+ITK = {"sitk_stuff": {"direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}}
+ITK_TURNED = {"sitk_stuff": {"direction": (0, 0, -1, 1, 0, 0, 0, 1, 0)}}
+OBLIQUE = {"sitk_stuff": {"direction": (0.98, -0.17, 0, 0.17, 0.98, 0, 0, 0, 1)}}
+NIBABEL = {"nibabel_stuff": {"original_affine": np.diag((0.8, 0.8, 5.0, 1.0))}}
+REORIENTED = {"nibabel_stuff": {"original_affine": np.eye(4), "reoriented_affine": np.eye(4)}}
+FLAT = {"sitk_stuff": {"direction": (1, 0, 0, 1)}}
+
+
+@pytest.mark.parametrize(
+    ("stuff", "axes"),
+    [
+        (ITK, "LPS"),
+        (ITK_TURNED, "PSR"),
+        (OBLIQUE, "LPS"),
+        (NIBABEL, "RAS"),
+        (REORIENTED, None),
+        (FLAT, None),
+        ({}, None),
+    ],
+)
+def test_orientation_is_that_of_the_file_as_the_network_sees_it(stuff, axes):
+    assert orientation(stuff) == axes
+
+
+def test_a_scan_that_is_stored_in_another_orientation_is_odd():
+    labeled = [ct(number, stuff=ITK) for number in range(3)]
+    assert why_odd(ct(9, stuff=NIBABEL), labeled, ["CTNormalization"]) == "axes RAS, labeled ones LPS"
+    assert why_odd(ct(9, stuff=OBLIQUE), labeled, ["CTNormalization"]) is None
+    assert why_odd(ct(9, stuff=NIBABEL), [*labeled, ct(3, stuff=NIBABEL)], ["CTNormalization"]) is None
+    assert why_odd(ct(9, stuff=NIBABEL), [*labeled, ct(3)], ["CTNormalization"]) is None  # of one it isn't known
+
+
+def test_a_turned_scan_is_named_before_the_training(tiny_dataset):
+    image = SimpleITK.GetImageFromArray(make_scan(71)[0])
+    image.SetDirection(ITK_TURNED["sitk_stuff"]["direction"])
+    SimpleITK.WriteImage(image, tiny_dataset.images_un / "turned_0000.nii.gz")
+    notes = update(tiny_dataset).notes
+    assert notes == [
+        "1 unlabeled scans look unlike the labeled ones, please check: turned (axes PSR, labeled ones LPS)."
+    ]
+
+
 def test_survives_json():
-    summary = ct(1)
+    summary = ct(1, stuff=ITK)
     assert from_json(json.loads(json.dumps(summary))) == summary
+    assert from_json(json.loads(json.dumps(summary[:3]))) == summary._replace(orientation=None)  # an earlier version's
     assert from_json(None) is None
 
 

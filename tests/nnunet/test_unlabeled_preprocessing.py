@@ -205,9 +205,9 @@ def test_labels_of_unlabeled_cases_are_never_opened(tiny_dataset):
 def test_names_with_spaces_unicode_and_links(tiny_dataset, tmp_path):
     write_image(tmp_path / "elsewhere.nii.gz", make_scan(7)[0])
     (tiny_dataset.images_un / "Patient Ä 1_0000.nii.gz").symlink_to(tmp_path / "elsewhere.nii.gz")
-    write_image(tiny_dataset.images_un / "labeled_counts_0000.nii.gz", make_scan(8)[0])
+    write_image(tiny_dataset.images_un / "labeled_cases_0000.nii.gz", make_scan(8)[0])
     pool = update(tiny_dataset)
-    assert {"Patient Ä 1", "labeled_counts"} < set(pool.identifiers)
+    assert {"Patient Ä 1", "labeled_cases"} < set(pool.identifiers)
     assert (store_folder(tiny_dataset) / "Patient Ä 1.b2nd").is_file()
 
 

@@ -55,10 +55,10 @@ def test_lines_of_another_version_count_as_absent(tmp_path):
 @pytest.mark.parametrize(
     "identifier",
     ["../evil", "/etc/passwd", "a/b", "..", ".", ".hidden", "a\\b", "C:x", "nul\0", "a%2Fb", "x" * 400, "ü" * 200, "a.",
-     "a ", "labeled_counts", "manifest", "bad_cases", "labeled_hashes", "scan_nonzero", ".writing-1"],
+     "a ", "labeled_cases", "manifest", "bad_cases", "labeled_hashes", "scan_nonzero", ".writing-1"],
 )
 def test_file_names_stay_in_the_folder(tmp_path, identifier):
-    own = {"manifest.jsonl", "labeled_counts.json", "bad_cases.json", "labeled_hashes.json", "preprocessing.lock"}
+    own = {"manifest.jsonl", "labeled_cases.json", "bad_cases.json", "labeled_hashes.json", "preprocessing.lock"}
     for name in case_files(identifier).values():
         assert (tmp_path / name).resolve().parent == tmp_path.resolve()
         assert len(name.encode()) < 250

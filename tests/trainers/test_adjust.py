@@ -123,7 +123,7 @@ def test_a_new_training_sets_the_adjusted_checkpoint_aside(dataset):
     ("changes", "message"),
     [
         (["-f", "all"], "-f all: its validation cases were trained on"),
-        (["-f", "1"], "has no checkpoint_final.pth of fold 1: train them, or use -f 0 all"),
+        (["-f", "1"], "has no checkpoint_final.pth of fold 1: train them, or use -f 0\n"),
         (["-chk", ADJUSTED], f"-chk {ADJUSTED} has offsets already"),
         (["-d", "998"], "no trained model of dataset 998"),
     ],

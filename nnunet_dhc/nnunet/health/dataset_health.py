@@ -31,7 +31,7 @@ def check_dataset(dataset: str | int) -> list[Finding]:
         findings.append(Finding("broken", "plans", f"none in {places.preprocessed}",
                                 f"nnUNetv2_plan_and_preprocess -d {places.name[7:10]} -c 3d_fullres"))
     preprocessed = [f for f in (places.preprocessed / "gt_segmentations").glob(f"*{dataset_json['file_ending']}")]
-    cases = sorted(f.name[: -len(dataset_json["file_ending"])] for f in preprocessed) or identifiers
+    cases = sorted({*identifiers, *(f.name[: -len(dataset_json["file_ending"])] for f in preprocessed)})
     for name, content in plans.items():
         findings += _preprocessed(places, name, content, cases)
     return findings + _folds(places, cases, scans)
@@ -132,14 +132,15 @@ def _folds(places: DatasetPlaces, identifiers: list[str], scans: int) -> list[Fi
     if not path.is_file():
         count = len(default_folds(identifiers)) if len(identifiers) > 1 else 1
         return [Finding("note", SPLITS_FILE, f"not written yet; the first training makes {count} folds")]
-    findings = []
+    findings, notes = [], set()
     try:
         for fold in range(number_of_folds(places.preprocessed, identifiers)):
             cases = read_fold_cases(places.preprocessed, identifiers, fold)
+            notes.update([cases.note_on_left_out] if cases.note_on_left_out else [])
             unlabeled = scans + len(cases.unlabeled)
             text = f"{len(cases.labeled)} labeled, {unlabeled} unlabeled, {len(cases.validation)} validation cases"
             findings.append(Finding("ok", f"fold {fold}", text) if unlabeled else Finding(
                 "note", f"fold {fold}", text, f"put scans into {IMAGES_UN} or use nnunet_dhc split"))
     except UserError as error:
         findings.append(Finding("broken", SPLITS_FILE, str(error)))
-    return findings
+    return findings + [Finding("note", SPLITS_FILE, note) for note in sorted(notes)]

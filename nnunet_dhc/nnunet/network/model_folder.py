@@ -56,6 +56,8 @@ class ModelFolder:
         there = sorted(
             path.parent.name.removeprefix("fold_") for path in self.path.glob(f"fold_*/{name}") if path.is_file()
         )
+        if "all" in there and there != ["all"]:
+            there.remove("all")  # its validation cases were trained on, so it doesn't go together with the others
         remedy = f"train them, or use -f {' '.join(there)}" if there else "train first, or give another -chk"
         raise UserError(f"{self.path} has no {name} of fold {', '.join(missing)}: {remedy}")
 

@@ -95,7 +95,12 @@ class ReliableTrainer(nnUNetTrainer):
         def explain(number: int) -> str:
             return killed_while_validating(number, self._resume_command)
 
-        with self._ending_well("the final validation"), without_mapping(self), ChildWatch(explain) as watch:
+        with (
+            self._ending_well("the final validation"),
+            claimed(self.output_folder, self.local_rank),
+            without_mapping(self),
+            ChildWatch(explain) as watch,
+        ):
             try:
                 super().perform_actual_validation(save_probabilities)
             except (Stopped, RuntimeError) as error:

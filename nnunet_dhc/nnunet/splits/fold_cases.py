@@ -18,11 +18,34 @@ _NUM_FOLDS = 5
 
 @dataclass(frozen=True)
 class FoldCases:
-    """Identifiers of one fold; ``unlabeled`` holds only what the split file lists under that key."""
+    """Identifiers of one fold.
+
+    Attributes:
+        labeled: Cases to train on with their labels.
+        validation: Cases to validate on.
+        unlabeled: Only what the split file lists under that key.
+        left_out: Preprocessed labeled cases in none of these lists.
+    """
 
     labeled: tuple[str, ...]
     validation: tuple[str, ...]
     unlabeled: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def note_on_left_out(self) -> str | None:
+        """A sentence on cases that are left out, for example because they were labeled after the split.
+
+        None with unlabeled cases in the split file: such a file leaves cases out on purpose, as test cases.
+        """
+        if self.unlabeled or not self.left_out:
+            return None
+        one = len(self.left_out) == 1
+        return (
+            f"{name_some(self.left_out, 5)} {'has a label and is' if one else 'have labels and are'} in no list of the "
+            f"fold, so not used: to train with {'it' if one else 'them'}, add {'it' if one else 'them'} to \"train\" "
+            f"of each fold in {SPLITS_FILE}"
+        )
 
 
 def read_fold_cases(
@@ -151,7 +174,8 @@ def _validated(fold: Any, where: str, known: set[str]) -> FoldCases:
                 f'{where}: {name_some(leaking)} stands under "unlabeled" and under "{key}", which would leak: '
                 "keep it in one of them."
             )
-    return FoldCases(labeled=train, validation=validation, unlabeled=unlabeled)
+    left_out = tuple(sorted(known.difference(train, validation, unlabeled)))
+    return FoldCases(labeled=train, validation=validation, unlabeled=unlabeled, left_out=left_out)
 
 
 def _case_list(fold: dict[str, Any], key: str, where: str) -> tuple[str, ...]:

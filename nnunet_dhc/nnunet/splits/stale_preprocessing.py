@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.splits.fold_cases import name_some
+from nnunet_dhc.nnunet.splits.preprocessed_cases import PreprocessedCase
 
 _ROUNDING = 1  # voxels; other versions of nnU-Net may round otherwise
 
 
 def refuse_stale_cases(
-    folder: str | Path, identifiers: Iterable[str], plans_manager: Any, configuration: str
+    folder: str | Path, cases: Mapping[str, PreprocessedCase], plans_manager: Any, configuration: str
 ) -> None:
     """Raise if a preprocessed case doesn't have the shape that its plans would give it now.
 
@@ -23,32 +24,27 @@ def refuse_stale_cases(
 
     Args:
         folder: nnU-Net's folder of preprocessed cases.
-        identifiers: Labeled and validation cases.
+        cases: Labeled and validation cases by identifier.
         plans_manager: nnU-Net's ``PlansManager``.
         configuration: For example "3d_fullres".
     """
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
     manager = plans_manager.get_configuration(configuration)
     resampling = str(manager.configuration.get("resampling_fn_data", ""))
     if manager.preprocessor_class is not DefaultPreprocessor or not resampling.startswith("resample_"):
         return
-    cases = sorted(set(identifiers))
-    dataset = infer_dataset_class(str(folder))(str(folder), cases)
     stale = []
-    for case in cases:
-        try:
-            data, _, _, properties = dataset.load_case(case)
-        except (OSError, RuntimeError, KeyError, EOFError):
-            continue  # counting the labels, or the training, names the file
-        spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
+    for identifier, case in sorted(cases.items()):
+        if case.spacing is None or case.shape_before_resampling is None:
+            continue
+        spacing = [case.spacing[axis] for axis in plans_manager.transpose_forward]
         target = list(manager.spacing)
         target = spacing[: len(spacing) - len(target)] + target  # 2D leaves the spacing between slices
-        expected = compute_new_shape(properties["shape_after_cropping_and_before_resampling"], spacing, target)
-        if any(abs(int(a) - int(b)) > _ROUNDING for a, b in zip(data.shape[1:], expected, strict=True)):
-            stale.append(case)
+        expected = compute_new_shape(case.shape_before_resampling, spacing, target)
+        if any(abs(a - int(b)) > _ROUNDING for a, b in zip(case.shape, expected, strict=True)):
+            stale.append(identifier)
     if stale:
         raise UserError(
             f"{name_some(stale)} in {folder} {'was' if len(stale) == 1 else 'were'} preprocessed with another spacing "

@@ -14,6 +14,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.health import check_versions
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
 from nnunet_dhc.nnunet.splits.labeled_counts import classes_without_labels, labeled_voxel_counts
+from nnunet_dhc.nnunet.splits.preprocessed_cases import preprocessed_cases
 from nnunet_dhc.nnunet.splits.stale_preprocessing import refuse_stale_cases
 from nnunet_dhc.nnunet.training.cascade import note_on_labels, predict_unlabeled, require_labeled_predictions
 from nnunet_dhc.nnunet.training.run_record import content_hash
@@ -85,12 +86,9 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
         UserError: Bad input of any kind; see docs/reference/messages.md.
     """
     pool = previous_stage_folder = None
-    refuse_stale_cases(
-        trainer.preprocessed_dataset_folder,
-        (*cases.labeled, *cases.validation),
-        trainer.plans_manager,
-        trainer.configuration_name,
-    )
+    folder = trainer.preprocessed_dataset_folder
+    preprocessed = preprocessed_cases(folder, (*cases.labeled, *cases.validation))
+    refuse_stale_cases(folder, preprocessed, trainer.plans_manager, trainer.configuration_name)
     if trainer.is_cascaded:
         require_labeled_predictions(trainer, cases)
     if uses_unlabeled:
@@ -104,8 +102,9 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
         )
         if trainer.is_cascaded:
             previous_stage_folder = predict_unlabeled(trainer, cases, pool, default_num_processes)
-    counts = labeled_voxel_counts(trainer.preprocessed_dataset_folder, list(cases.labeled), trainer.label_manager)
+    counts = labeled_voxel_counts({case: preprocessed[case] for case in cases.labeled}, trainer.label_manager)
     warnings = [f"{found.subject}: {found.text}; {found.remedy}" for found in check_versions()]
+    warnings += [cases.note_on_left_out] if cases.note_on_left_out else []
     warnings += pool.notes if pool else []
     if trainer.is_cascaded:
         warnings += note_on_labels(cases)

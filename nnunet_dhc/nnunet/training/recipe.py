@@ -185,7 +185,9 @@ class Recipe:
         "train although unlabeled cases have the voxels of labeled or validation cases; they are named in the log",
     )
     low_memory: str = _setting(
-        "auto", _choice("auto", "on", "off"), "train the sub-networks one after the other, patch group by patch group"
+        "auto",
+        _choice("auto", "on", "off"),
+        "a few patches at a time, with the same gradients: on = from the start; auto = once a step doesn't fit",
     )
     max_non_finite_steps: int = _setting(
         25, _between(1, 10000), "steps in a row without finite loss or gradient that end the training (AMP: 25 or more)"
@@ -196,13 +198,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            value = getattr(self, setting.name)
-            if not setting.metadata["check"](value):
-                raise UserError(
-                    f"setting {setting.name} = {value!r} of nnunet_dhc must be {setting.metadata['expected']}; "
-                    f"correct it, for example: {CONFIGURE} --set {setting.name}={_default_text(setting)}, then train "
-                    "with -p NEW_PLANS"
-                )
+            default = setting.default_factory() if setting.default is MISSING else setting.default
+            _require_valid(setting, getattr(self, setting.name), default)
         if self.teacher_momentum > 0 and self.paste_side == 0:
             raise UserError(
                 "setting teacher_momentum of nnunet_dhc needs mixed patches: set paste_side too, for example: "
@@ -254,8 +251,13 @@ class Recipe:
         return asdict(self)
 
 
-def _default_text(setting: Any) -> str:
-    return json.dumps(setting.default_factory() if setting.default is MISSING else setting.default)
+def _require_valid(setting: Any, value: Any, example: Any) -> None:
+    if not setting.metadata["check"](value):
+        raise UserError(
+            f"setting {setting.name} = {value!r} of nnunet_dhc must be {setting.metadata['expected']}; "
+            f"correct it, for example: {CONFIGURE} --set {setting.name}={json.dumps(example)}, then train "
+            "with -p NEW_PLANS"
+        )
 
 
 def overridden(recipe: Recipe, overrides: Mapping[str, Any], source: str) -> Recipe:
@@ -271,6 +273,9 @@ def overridden(recipe: Recipe, overrides: Mapping[str, Any], source: str) -> Rec
             f"{source}: unknown setting {', '.join(unknown)} of nnunet_dhc; valid are {', '.join(sorted(known))}"
         )
     try:
+        for setting in fields(Recipe):
+            if setting.name in overrides:
+                _require_valid(setting, overrides[setting.name], getattr(recipe, setting.name))
         return replace(recipe, **overrides)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None

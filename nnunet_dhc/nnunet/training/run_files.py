@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -118,10 +119,11 @@ class RunFiles:
         hours = len(rates) * (of_training + of_validation) / 3600
         checkpoint = self.path("checkpoint_latest.pth")
         disk = 2 * os.path.getsize(checkpoint) / 1e9 if os.path.isfile(checkpoint) else 0.0
+        name = re.sub(r"_\d+epochs?$", "", type(trainer).__name__)
         trainer.print_to_log_file(
             f"This run will take about {hours:.1f} h, on average {per_step:.2f} s a step (final validation left out), "
             f"{peak_memory_bytes(trainer.device) / 1e9:.1f} GB of memory "
-            f"and {disk:.1f} GB of disk for its checkpoints. A shorter one: -tr {type(trainer).__name__}_<N>epochs"
+            f"and {disk:.1f} GB of disk for its checkpoints. A shorter one: -tr {name}_<N>epochs"
         )
         self._first_steps = None
 

@@ -129,7 +129,7 @@ def hash_case(job: CaseJob, task: HashTask) -> HashResult:
         raise
     except Exception:
         return HashResult(task.key)  # the caller notes that it could not be compared
-    return HashResult(task.key, voxel_hash(data), summarize(data, properties["spacing"]))
+    return HashResult(task.key, voxel_hash(data), summarize(data, properties))
 
 
 class _WatchedPlans:
@@ -175,7 +175,7 @@ class _CheckingReader:
         self._result.voxels = voxel_hash(data)
         self._result.spacing = tuple(float(value) for value in properties["spacing"])
         self._result.channels = int(data.shape[0])
-        self._result.summary = summarize(data, self._result.spacing)
+        self._result.summary = summarize(data, properties)
         self._refuse_absurd_size(data.shape[1:], self._result.spacing)
         if self._known == (self._result.voxels, self._result.spacing):
             raise _SameImage

@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
-from nnunet_dhc.nnunet.splits.fold_cases import FoldCases, name_some
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
 from nnunet_dhc.nnunet.training.recipe import PLANS_KEY
 from nnunet_dhc.nnunet.unlabeled.odd_scans import ImageSummary, from_json
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase
@@ -206,7 +206,8 @@ def check_voxels(
     if same_name or same_voxels:
         notes.append(
             "Transduction: trained on without their labels, though no list of the fold names these labeled cases: "
-            f"{name_some(sorted(same_name | same_voxels))}; scores on them are not scores on unseen images."
+            f"{name_some(sorted(same_name | same_voxels))}; scores on them are not scores on unseen images. If "
+            f'their labels are to be learned, take them out of {IMAGES_UN} and add them to "train" in {SPLITS_FILE}.'
         )
     same = [" = ".join(sorted(group)) for group in twins.values() if len(group) > 1]
     if same:

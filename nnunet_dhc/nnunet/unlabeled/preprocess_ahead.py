@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, number_of_folds, read_fold_cases
+from nnunet_dhc.nnunet.splits.preprocessed_cases import preprocessed_cases
 from nnunet_dhc.nnunet.splits.stale_preprocessing import refuse_stale_cases
 from nnunet_dhc.nnunet.unlabeled.raw_images import training_identifiers
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
@@ -118,8 +119,8 @@ def dataset_folder(dataset: str | int) -> Path:
 def _refuse_stale(folder: Path, cases: Sequence[FoldCases], plans_manager: Any, configuration: str) -> None:
     if folder.is_dir():  # or nnU-Net hasn't preprocessed yet
         labeled = {case for fold in cases for case in (*fold.labeled, *fold.validation)}
-        there = [case for case in labeled if any((folder / f"{case}{end}").is_file() for end in (".b2nd", ".npz"))]
-        refuse_stale_cases(folder, there, plans_manager, configuration)
+        there = [case for case in labeled if any((folder / f"{case}{end}").is_file() for end in ("_seg.b2nd", ".npz"))]
+        refuse_stale_cases(folder, preprocessed_cases(folder, there), plans_manager, configuration)
 
 
 def _identifiers(base: Path, data_identifier: str, dataset_json: dict[str, Any]) -> list[str]:

@@ -31,6 +31,7 @@ from nnunet_dhc.nnunet.unlabeled.worker_pool import run_over_cases, sensible_pro
 
 BAD_CASES_FILE = "bad_cases.json"
 _NAMED_BAD_CASES = 10
+_HASHES_SAVED_AT_ONCE = 20  # all are written each time, and a killed process loses no more than these
 
 NEW, CHANGED, OTHER_PLANS, INCOMPLETE = (
     "new", "whose image changed", "made with other plans", "with missing preprocessed files",
@@ -108,7 +109,7 @@ class StoreUpdate:
 
     def hash_only(self, hashes: LabeledHashes, labeled: Mapping[str, RawCase]) -> None:
         """Hash labeled cases without remembering it, where the folder can't be written to."""
-        self._work_on([], hashes, labeled, lambda result: None)
+        self._work_on([], hashes, labeled, record=lambda result: None, save_hashes=lambda: None)
 
     def _known_images(
         self, store: UnlabeledStore, changed: list[str]
@@ -150,7 +151,7 @@ class StoreUpdate:
                 store.add_ready(self._entry(cases[result.identifier], result, odd_in), result.written)
 
         try:
-            self._work_on(to_preprocess, hashes, labeled, record)
+            self._work_on(to_preprocess, hashes, labeled, record, hashes.save)
         finally:
             remove_temporary_files(store.folder)
             hashes.save()
@@ -165,6 +166,7 @@ class StoreUpdate:
         hashes: LabeledHashes,
         labeled: Mapping[str, RawCase],
         record: Callable[[CaseResult], None],
+        save_hashes: Callable[[], None],
     ) -> None:
         from tqdm import tqdm
 
@@ -187,6 +189,8 @@ class StoreUpdate:
                 if isinstance(result, HashResult):
                     hashes.add(result.key, to_hash[result.key], result.voxels, result.summary)
                     unread -= 1
+                    if unread % _HASHES_SAVED_AT_ONCE == 0:
+                        save_hashes()
                 else:
                     early.append(result)
                 while not unread and early:

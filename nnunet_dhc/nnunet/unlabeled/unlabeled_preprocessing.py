@@ -187,7 +187,7 @@ class WantedCases:
         if not self.images_un_is_gone:
             if kept:
                 self.notes.append(
-                    f"{len(kept)} preprocessed cases are no longer in {IMAGES_UN} and are not used: "
+                    f"{len(kept)} preprocessed unlabeled cases are no longer in {IMAGES_UN} and are not used: "
                     f"{name_some(sorted(kept), 3)}."
                 )
             return

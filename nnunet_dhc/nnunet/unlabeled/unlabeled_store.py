@@ -27,7 +27,7 @@ READY, EXCLUDED = "ready", "excluded"
 REMOVED = "removed"  # from imagesUn; its files stay, in case it is put back
 
 # Case files must never get one of the names that the folder uses itself.
-_OWN_STEMS = {"bad_cases", "labeled_counts", "labeled_hashes", "manifest"}
+_OWN_STEMS = {"bad_cases", "labeled_cases", "labeled_hashes", "manifest"}
 _MASK_SUFFIX = "_nonzero"
 _LONGEST_STEM = 200
 _PLAIN_NAME = re.compile(r"\w[\w.\-]{0,49}")
