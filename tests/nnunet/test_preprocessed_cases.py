@@ -13,6 +13,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetNumpy
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.splits import preprocessed_cases as module
+from nnunet_dhc.nnunet.splits import remembered_cases
 from nnunet_dhc.nnunet.splits.preprocessed_cases import PreprocessedCase, preprocessed_cases
 
 
@@ -89,7 +90,7 @@ def test_a_place_that_can_not_be_written_to_is_no_error(folder, tmp_path):
 
 
 def test_processes_read_the_same(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "sensible_processes", lambda *_: 2)
+    monkeypatch.setattr(remembered_cases, "sensible_processes", lambda *_: 2)
     assert preprocessed_cases(folder, ["x", "y"], show_progress=False, num_processes=2) == {"x": X, "y": Y}
 
 

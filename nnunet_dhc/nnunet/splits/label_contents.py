@@ -6,23 +6,18 @@ Only ``nnunet_dhc split`` reads these files, before it is decided which cases co
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.splits.fold_cases import name_some
-from nnunet_dhc.nnunet.unlabeled.worker_pool import run_over_cases, sensible_processes
+from nnunet_dhc.nnunet.splits.remembered_cases import Source, found_out, source_of
 
 CACHE_FILE = "nnunet_dhc_label_contents.json"
-
-Source = list[int]  # bytes and time of last change of a file
 
 
 def label_files(
@@ -84,26 +79,13 @@ def value_counts(
     files: Mapping[str, Path], dataset_json: Mapping[str, Any], cache: Path, num_processes: int = 1
 ) -> dict[str, dict[str, int]]:
     """Voxels per label value of each case, by identifier; values are strings, as JSON has them."""
-    from tqdm import tqdm
-
-    remembered = _read(cache)
     sources = {case: _source(path) for case, path in files.items()}
-    todo = [case for case in files if remembered.get(case, {}).get("source") != sources[case]]
-    if todo:
-        job = {"dataset_json": dict(dataset_json), "files": {case: str(files[case]) for case in todo}}
-        processes = sensible_processes(len(todo), sum(sources[case][0] for case in todo), num_processes)
-        with closing(run_over_cases(job, [(_count, case) for case in todo], processes)) as results:
-            for case, counts in tqdm(results, total=len(todo), desc="Counting labels", unit="case"):
-                remembered[case] = {"source": sources[case], "voxels": counts}
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            replace_json(cache, remembered)
-        except OSError:
-            pass  # a read-only place: counted again next time
-    return {case: remembered[case]["voxels"] for case in files}
+    job = {"dataset_json": dict(dataset_json), "files": {case: str(path) for case, path in files.items()}}
+    found = found_out(sources, _count, job, cache, num_processes, "Counting labels")
+    return {case: dict(found[case]["voxels"]) for case in files}
 
 
-def _count(job: dict[str, Any], case: str) -> tuple[str, dict[str, int]]:
+def _count(job: dict[str, Any], case: str) -> tuple[str, dict[str, Any]]:
     from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determine_reader_writer_from_dataset_json
 
     file, dataset_json = job["files"][case], job["dataset_json"]
@@ -120,7 +102,7 @@ def _count(job: dict[str, Any], case: str) -> tuple[str, dict[str, int]]:
         entries = dataset_json["labels"].values()
         declared = {int(v) for entry in entries for v in (entry if isinstance(entry, (list, tuple)) else [entry])}
         refuse_undeclared(file, values, declared, "correct the label, or declare them")
-        return case, {str(int(v)): int(n) for v, n in zip(values, voxels, strict=True)}
+        return case, {"voxels": {str(int(v)): int(n) for v, n in zip(values, voxels, strict=True)}}
     raise UserError(f"{file} can't be read: repair it or take the case out of the dataset ({problem})")
 
 
@@ -137,15 +119,6 @@ def refuse_undeclared(label: str, values: Iterable[float], declared: Iterable[in
 
 def _source(path: Path) -> Source:
     try:
-        stat = path.stat()
+        return source_of([path])
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): every case of imagesTr needs its label") from error
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def _read(cache: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

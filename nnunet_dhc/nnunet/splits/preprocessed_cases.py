@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 from collections.abc import Iterable, Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,11 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.splits.fold_cases import name_some
-from nnunet_dhc.nnunet.unlabeled.worker_pool import run_over_cases, sensible_processes
+from nnunet_dhc.nnunet.splits.remembered_cases import Source, found_out, source_of
 
 CACHE_FILE = "labeled_cases.json"
 _VOXELS_AT_ONCE = 1 << 22
-
-Source = list[list[int]]  # bytes and time of last change of each file
 
 
 @dataclass(frozen=True)
@@ -62,24 +56,14 @@ def preprocessed_cases(
     Raises:
         UserError: A case is missing or can't be read.
     """
-    from tqdm import tqdm
-
-    folder, cases = Path(folder), sorted(set(identifiers))
+    folder = Path(folder)
     cache = Path(cache_folder or f"{folder}_unlabeled") / CACHE_FILE
-    sources = _sources(folder, cases)
-    remembered = _read_cache(cache)
-    todo = [case for case in cases if remembered.get(case, {}).get("source") != sources[case]]
-    if todo:
-        processes = sensible_processes(len(todo), sum(sources[case][0][0] for case in todo), num_processes)
-        with closing(run_over_cases(str(folder), [(_read, case) for case in todo], processes)) as results:
-            title = "Reading preprocessed labels"
-            for case, read in tqdm(results, desc=title, total=len(todo), disable=not show_progress, delay=3):
-                remembered[case] = {"source": sources[case], **asdict(read)}
-        _remember(cache, remembered)
-    return {case: _from_json(remembered[case]) for case in cases}
+    sources = _sources(folder, sorted(set(identifiers)))
+    found = found_out(sources, _read, str(folder), cache, num_processes, "Reading preprocessed labels", show_progress)
+    return {case: _from_json(content) for case, content in found.items()}
 
 
-def _read(folder: str, case: str) -> tuple[str, PreprocessedCase]:
+def _read(folder: str, case: str) -> tuple[str, dict[str, Any]]:
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
     try:
@@ -91,12 +75,12 @@ def _read(folder: str, case: str) -> tuple[str, PreprocessedCase]:
         ) from error
     spacing = properties.get("spacing")
     before = properties.get("shape_after_cropping_and_before_resampling")
-    return case, PreprocessedCase(
-        voxels=_voxels_by_value(values),
-        shape=tuple(int(size) for size in values.shape),
-        spacing=None if spacing is None else tuple(float(step) for step in spacing),
-        shape_before_resampling=None if before is None else tuple(int(size) for size in before),
-    )
+    return case, {
+        "voxels": {str(value): count for value, count in _voxels_by_value(values).items()},
+        "shape": [int(size) for size in values.shape],
+        "spacing": None if spacing is None else [float(step) for step in spacing],
+        "shape_before_resampling": None if before is None else [int(size) for size in before],
+    }
 
 
 def _voxels_by_value(values: np.ndarray) -> dict[int, int]:
@@ -116,27 +100,10 @@ def _sources(folder: Path, cases: list[str]) -> dict[str, Source]:
         if labels is None:
             missing.append(case)
             continue
-        files = [path for path in (labels, folder / f"{case}.pkl") if path.is_file()]
-        sources[case] = [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, files)]
+        sources[case] = source_of(path for path in (labels, folder / f"{case}.pkl") if path.is_file())
     if missing:
         raise UserError(f"{name_some(missing)} is not preprocessed in {folder}: run nnUNetv2_preprocess.")
     return sources
-
-
-def _read_cache(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _remember(cache: Path, remembered: Mapping[str, Any]) -> None:
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        replace_json(cache, remembered)
-    except OSError:
-        pass  # a read-only place: read again next time
 
 
 def _from_json(content: Mapping[str, Any]) -> PreprocessedCase:
