@@ -92,7 +92,7 @@ def test_a_turned_scan_is_named_before_the_training(tiny_dataset):
     SimpleITK.WriteImage(image, tiny_dataset.images_un / "turned_0000.nii.gz")
     notes = update(tiny_dataset).notes
     assert notes == [
-        "1 unlabeled scans look unlike the labeled ones, please check: turned (axes PSR, labeled ones LPS)."
+        "Some unlabeled scans look unlike the labeled ones, please check: turned (axes PSR, labeled ones LPS)."
     ]
 
 
@@ -109,7 +109,7 @@ def test_odd_scans_are_noted_at_every_start(tiny_dataset):
         pool = update(tiny_dataset)
         assert "coarse" in pool.identifiers
         assert pool.notes == [
-            "1 unlabeled scans look unlike the labeled ones, please check: coarse (spacing 1x1x9 mm)."
+            "Some unlabeled scans look unlike the labeled ones, please check: coarse (spacing 1x1x9 mm)."
         ]
 
 

@@ -187,8 +187,7 @@ class WantedCases:
         if not self.images_un_is_gone:
             if kept:
                 self.notes.append(
-                    f"{len(kept)} preprocessed unlabeled cases are no longer in {IMAGES_UN} and are not used: "
-                    f"{name_some(sorted(kept), 3)}."
+                    f"Preprocessed, but no longer in {IMAGES_UN}, and not used: {name_some(sorted(kept), 3)}."
                 )
             return
         refuse_leaks_by_name(kept, folds, f"{store.folder}")
@@ -309,11 +308,11 @@ def _pool(
         )
     odd = [f"{identifier} ({store.entries[identifier].odd})" for identifier in ready if store.entries[identifier].odd]
     if odd:
-        notes.append(f"{len(odd)} unlabeled scans look unlike the labeled ones, please check: {name_some(odd, 5)}.")
+        notes.append(f"Some unlabeled scans look unlike the labeled ones, please check: {name_some(odd, 5)}.")
     if excluded:
         counts = Counter(excluded.values())
         reasons = "; ".join(f"{reason}: {count}" for reason, count in counts.most_common(5))
-        notes.append(f"{len(excluded)} bad scans are excluded ({reasons}).")
+        notes.append(f"Bad scans are excluded ({reasons}).")
     n_from_split = sum(identifier in wanted.from_split for identifier in ready)
     return UnlabeledPool(
         folder=str(store.folder),
