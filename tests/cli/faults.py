@@ -177,7 +177,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a setting out of range", breakdowns.bad_setting,
-        ("lambda_max = -1", "nnunet_dhc configure -d", "--set lambda_max=0.1", "train with -p"),
+        ("lambda_max = -1", "nnunet_dhc configure -d", "--set lambda_max=1.0", "train with -p"),
     ),
     Fault(
         "a seed that is no number", folds.usual, ("nnUNet_dhc_seed='seven'", "correct or unset"),
