@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,8 @@ def _device(wanted: str) -> str:
 
 def _environment(output: Path, processes: int) -> dict[str, str]:
     environment = dict(os.environ)
+    # The commands of this interpreter's environment, also where that isn't activated.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     for variable, folder in (("nnUNet_raw", "raw"), ("nnUNet_preprocessed", "preprocessed"),
                              ("nnUNet_results", "results")):
         (output / folder).mkdir(exist_ok=True)

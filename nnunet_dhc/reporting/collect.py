@@ -65,8 +65,7 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
     ending = str(dataset_json["file_ending"])
     references = {}
     if any(row.cases for row in rows):
-        folder = _reference_folder(preprocessed, raw)
-        references = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
+        references = _files_with(ending, _reference_folder(preprocessed, raw))
     collection = Collection(name, label_space(dataset_json), rows, references, file_ending=ending,
                             dataset_json=dataset_json, channel=_first_channel(dataset_json))
     if references:
@@ -89,10 +88,14 @@ def collect_folders(inputs: Sequence[tuple[str, Path]], reference_folder: Path, 
     rows: dict[str, Row] = {}
     for name, folder in inputs:
         row = rows.setdefault(name, Row(name))
-        row.runs.append(Run(len(row.runs), "-", _prediction_files(folder, ending)))
+        if not folder.is_dir():
+            raise UserError(f"-i {folder} is not there: it must be a folder of predictions.")
+        if not (files := _files_with(ending, folder)):
+            raise UserError(f"-i {folder} holds no {ending} file, which is file_ending in {dataset_json_file}.")
+        row.runs.append(Run(len(row.runs), "-", files))
     if not reference_folder.is_dir():
         raise UserError(f"{reference_folder} does not exist: -ref is the folder of reference label maps.")
-    references = {path.name.removesuffix(ending): path for path in sorted(reference_folder.glob(f"*{ending}"))}
+    references = _files_with(ending, reference_folder)
     name = str(dataset_json.get("name") or dataset_json_file.resolve().parent.name)
     collection = Collection(name, label_space(dataset_json), list(rows.values()), references, file_ending=ending,
                             dataset_json=dataset_json, channel=_first_channel(dataset_json))
@@ -162,7 +165,7 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist: train this fold, or leave it out of -f.")
         validated = not unfinished or (folder / "validation" / "summary.json").is_file()
-        predictions = _prediction_files(folder / "validation", ending) if validated else {}
+        predictions = _validation_files(folder / "validation", ending) if validated else {}
         run = Run(repeat, fold, predictions, read_run(folder))
         split = splits[int(fold)] if fold.isdigit() and int(fold) < len(splits) else None
         split = None if _changed_since(folder, preprocessed) else split
@@ -211,16 +214,20 @@ def _changed_since(fold_folder: Path, preprocessed: Path | None) -> bool:
     return bool(logs and file and file.is_file() and file.stat().st_mtime > logs[0].stat().st_mtime)
 
 
-def _prediction_files(folder: Path, ending: str) -> dict[str, Path]:
+def _validation_files(folder: Path, ending: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: finish the training, or run nnUNetv2_train with --val.")
-    files = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
-    if not files:
+    if not (files := _files_with(ending, folder)):
         raise UserError(
             f"{folder} holds no {ending} file: the validation is not finished (the training's command with --c ends "
             "it), or file_ending differs."
         )
     return files
+
+
+def _files_with(ending: str, folder: Path) -> dict[str, Path]:
+    """Files by case."""
+    return {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
 
 
 def _check_predictions(collection: Collection, allow_different: bool) -> None:

@@ -177,7 +177,8 @@ def _reference_volumes(table: RowScores, cases: Sequence[str], keys: Sequence[st
 def _statistics_notes(tables: Sequence[RowScores]) -> list[str]:
     notes = [
         "Intervals: 95 % bootstrap (BCa) with cases resampled; seeds and folds are averaged within a case before. "
-        "Tests: two-sided Wilcoxon signed-rank on paired cases, corrected by Holm for the number of comparisons.",
+        "Tests: two-sided Wilcoxon signed-rank on paired cases, corrected by Holm for the number of comparisons of the "
+        "same kind (rows as a whole, groups, structures, parts of a gain).",
         f"A difference is claimed only with {MIN_CASES_FOR_CLAIM} cases or more, an interval without 0 and a "
         "corrected p below 0.05. Bold: claimed, and the interval against every other row excludes 0; never a mean "
         "that leaves out structures which another row finds.",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_dhc.reporting.protocols import Metric, Protocol
-from nnunet_dhc.reporting.score_tables import RowScores, case_means, column_sets
+from nnunet_dhc.reporting.score_tables import RowScores, case_means, column_sets, of_scope
 from nnunet_dhc.reporting.statistics import (
     Array,
     Interval,
@@ -33,16 +33,20 @@ def differences_from(baseline: RowScores, others: Sequence[RowScores], protocol:
     for metric in protocol.metrics:
         found = [_difference(row, baseline, metric, groups) for row in others]
         for family in ("overall", "groups", "structures"):
-            entries = [entry for scope in found for entry in scope[family].values()]
-            for entry, adjusted in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
-                entry["p_holm"] = adjusted
-                entry["comparisons"] = sum(other["p"] is not None for other in entries)
-                interval = Interval(entry["mean"], entry["low"], entry["high"], entry["n"])
-                entry["claim"] = claim(interval, adjusted, metric.higher_is_better)
+            correct([entry for scope in found for entry in scope[family].values()], metric)
         for result, scope in zip(results, found, strict=True):
             result["metrics"][metric.key] = {"overall": scope["overall"]["overall"], "groups": scope["groups"],
                                              "structures": scope["structures"]}
     return results
+
+
+def correct(family: Sequence[dict[str, Any]], metric: Metric) -> None:
+    """Correct the p values of differences that are read together, and decide with them what is claimed."""
+    for entry, adjusted in zip(family, holm([entry["p"] for entry in family]), strict=True):
+        entry["p_holm"] = adjusted
+        entry["comparisons"] = sum(other["p"] is not None for other in family)
+        interval = Interval(entry["mean"], entry["low"], entry["high"], entry["n"])
+        entry["claim"] = claim(interval, adjusted, metric.higher_is_better)
 
 
 def _difference(row: RowScores, baseline: RowScores, metric: Metric,
@@ -87,7 +91,7 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
             if values[best] < max(values):
                 continue
             claims_of_best = claims.get(rows[best].row.name)
-            if claims_of_best is not None and _in_scope(claims_of_best[metric.key], scope)["claim"] != "better":
+            if claims_of_best is not None and of_scope(claims_of_best[metric.key], scope)["claim"] != "better":
                 continue
             if all(_beats(sign * _paired(rows[best], other, metric), columns)
                    for index, other in enumerate(rows) if index != best):
@@ -115,12 +119,6 @@ def _class_mean(matrix: Any, columns: Sequence[int]) -> float | None:
     part = matrix[:, list(columns)]
     used = ~np.isnan(part).all(axis=0)
     return float(np.nanmean(part[:, used], axis=0).mean()) if used.any() else None
-
-
-def _in_scope(found: dict[str, Any], scope: str) -> dict[str, Any]:
-    result: dict[str, Any] = (found["overall"] if scope == "overall"
-                              else found["groups"].get(scope) or found["structures"][scope])
-    return result
 
 
 def _beats(difference: Any, columns: Sequence[int]) -> bool:

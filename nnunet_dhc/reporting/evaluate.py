@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,12 @@ def _score_missing(pairs: Sequence[Pair], keys: Sequence[str], labels: LabelSpac
                         cache.scores[futures[future]] = future.result()
                         progress.update()
                 except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
+                    pool.shutdown(cancel_futures=True)
                     raise
+    except (BrokenProcessPool, MemoryError) as error:
+        kept = "" if cache.path is None else "; the scores that are finished are kept"
+        raise UserError("Scoring ended for lack of memory, most likely: run again with fewer processes (-np "
+                        f"{max(1, processes // 2)}){kept}.") from error
     finally:
         cache.write()
 

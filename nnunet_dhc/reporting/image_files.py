@@ -38,6 +38,11 @@ def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     return sitk.GetArrayFromImage(image), _tiff_spacing(path) or spacing
 
 
+def tells_place(path: Path) -> bool:
+    """Whether the format keeps spacing, origin and direction in the file itself."""
+    return path.name.endswith(_PLACED_ENDINGS)
+
+
 def other_place(first: Path, second: Path) -> str | None:
     """In what the headers of two files differ, so that equal voxels lie elsewhere in the patient; None if in nothing.
 
@@ -79,7 +84,7 @@ def _check_whole(path: Path) -> None:
 
 def _geometry(path: Path) -> tuple[tuple[float, ...], ...] | None:
     """Spacing, origin and direction from the header of a medical image; None for other files."""
-    if not path.name.endswith(_PLACED_ENDINGS):
+    if not tells_place(path):
         return None
     sitk = simple_itk()
     reader = sitk.ImageFileReader()

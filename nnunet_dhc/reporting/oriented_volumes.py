@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_dhc.reporting.image_files import read_image, simple_itk
+from nnunet_dhc.reporting.image_files import read_image, simple_itk, tells_place
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,24 @@ class Volume:
 
 def read_oriented(path: Path) -> Volume:
     """The volume in LPS orientation where the file tells its own, else as it is stored."""
-    sitk = simple_itk()
-    try:
-        image = sitk.ReadImage(str(path))
-        if image.GetDimension() == 3 and image.GetNumberOfComponentsPerPixel() == 1:
-            oriented = sitk.DICOMOrient(image, "LPS")
-            spacing = oriented.GetSpacing()[::-1]
-            return Volume(sitk.GetArrayFromImage(oriented), (spacing[0], spacing[1], spacing[2]))
-    except RuntimeError:
-        pass  # read_image has a second reader and a better message
+    if tells_place(path) and (volume := _turned(path)) is not None:
+        return volume
     voxels, found = read_image(path)
     if voxels.ndim == 3 and len(found) == 2:
         voxels = voxels.mean(axis=-1)  # a color picture
     if voxels.ndim == 2:
         return Volume(voxels[np.newaxis], (1.0, found[0], found[1]))
     return Volume(voxels, (found[0], found[1], found[2]))
+
+
+def _turned(path: Path) -> Volume | None:
+    sitk = simple_itk()
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError:
+        return None  # read_image has a second reader and a better message
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        return None
+    image = sitk.DICOMOrient(image, "LPS")
+    spacing = image.GetSpacing()[::-1]
+    return Volume(sitk.GetArrayFromImage(image), (spacing[0], spacing[1], spacing[2]))

@@ -17,10 +17,10 @@ def write_comparison(comparison: dict[str, Any], folder: Path, name: str = "comp
 
     folder.mkdir(parents=True, exist_ok=True)
     comparison = json_ready(comparison)
-    written = [_write(folder / f"{name}.json", json.dumps(comparison, indent=1, allow_nan=False) + "\n")]
+    written = [write_text(folder / f"{name}.json", json.dumps(comparison, indent=1, allow_nan=False) + "\n")]
     if comparison["kind"] == "comparison":
-        written.append(_write(folder / f"{name}.md", render_markdown(comparison)))
-    written.append(_write(folder / f"{name}.html", render_html(comparison)))
+        written.append(write_text(folder / f"{name}.md", render_markdown(comparison)))
+    written.append(write_text(folder / f"{name}.html", render_html(comparison)))
     return written
 
 
@@ -37,8 +37,9 @@ def json_ready(value: Any) -> Any:
     return value
 
 
-def _write(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str) -> Path:
+    """Write a file in one step; names of files that are no UTF-8 are escaped."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)
     return path

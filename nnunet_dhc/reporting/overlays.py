@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_dhc.disagreement import Cut, Disagreement, Labels
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collection import Collection
 from nnunet_dhc.reporting.oriented_volumes import Volume, read_oriented
@@ -20,13 +20,8 @@ from nnunet_dhc.reporting.structures import LabelSpace
 
 _MOST_CASES = 3
 _SMALLEST_WINDOW_MM = 130.0
-_WINDOW_PER_EXTENT = 2.2
 _PICTURE_SIDE = 320
 _CT_WINDOW = (-160.0, 240.0)
-_PLANES = ("axial", "coronal", "sagittal")
-
-Labels = NDArray[np.integer[Any]]
-Window = tuple[slice, slice]
 
 
 def add_overlays(comparison: dict[str, Any], collection: Collection, tables: Sequence[RowScores]) -> None:
@@ -72,12 +67,11 @@ def _case_pictures(case: str, collection: Collection) -> list[dict[str, Any]]:
     ignored = collection.labels.ignore_label
     if ignored is not None:
         predictions = [(name, np.where(reference == ignored, ignored, voxels)) for name, voxels in predictions]
-    where, weights, labels = _disagreement(reference, [voxels for _, voxels in predictions])
-    axes = [axis for axis in range(3) if image.voxels.shape[axis] > 1]
-    planes = [0] if len(axes) < 3 else [0, 1, 2]
+    maps = [voxels for _, voxels in predictions]
+    disagreement = Disagreement([reference, *maps]) if len(maps) == 1 else Disagreement(maps, reference)
     intensity = _window(image, collection.channel)
-    return [_plane(axis, image, intensity, reference, predictions, (where, weights, labels), collection.labels)
-            for axis in planes]
+    return [_plane(cut, image, intensity, reference, predictions, disagreement, collection.labels)
+            for cut in disagreement.cuts(image.spacing, _SMALLEST_WINDOW_MM)]
 
 
 def _read_labels(path: Path) -> Labels:
@@ -93,104 +87,32 @@ def _same_shape(path: Path, reference: Labels) -> Labels:
     return voxels
 
 
-def _disagreement(reference: Labels, predictions: Sequence[Labels]
-                  ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """Voxels where the rows disagree (with one row: where it is wrong), their weight, and the label in question.
-
-    A voxel weighs 1 / largest volume of its rarest label, so that a small structure is not drowned by a large one.
-    """
-    others = [reference] if len(predictions) == 1 else predictions[1:]
-    differs = np.zeros(reference.shape, dtype=bool)
-    for other in others:
-        differs |= other != predictions[0]
-    where = np.argwhere(differs)
-    if len(where) == 0:
-        where = np.argwhere(reference > 0)
-    if len(where) == 0:
-        where = np.array([[length // 2 for length in reference.shape]])
-    size = 1 + int(max(voxels.max(initial=0) for voxels in (reference, *predictions)))
-    volumes = np.stack([np.bincount(voxels.ravel(), minlength=size) for voxels in (reference, *predictions)])
-    weight = 1.0 / np.maximum(volumes.max(axis=0), 20.0)
-    weight[0] = 0.0
-    at = tuple(where.T)
-    candidates = np.stack([voxels[at].astype(np.int64) for voxels in (reference, *predictions)])
-    best = weight[candidates].argmax(axis=0)
-    labels = candidates[best, np.arange(len(where))]
-    return where, weight[labels], labels
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """Takes the same slice and window of any volume, drawn with the head up and the patient's right on the left."""
-
-    axis: int
-    index: int
-    window: Window
-    spacing: tuple[float, float]
-
-    def of(self, voxels: NDArray[Any]) -> NDArray[Any]:
-        plane: NDArray[Any] = np.take(voxels, self.index, axis=self.axis)[self.window]
-        return plane if self.axis == 0 else plane[::-1]  # rows of coronal and sagittal slices run from foot to head
-
-
-def _plane(axis: int, image: Volume, intensity: tuple[float, float], reference: Labels,
-           predictions: Sequence[tuple[str, Labels]],
-           disagreement: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]],
-           labels: LabelSpace) -> dict[str, Any]:
-    where, weights, involved = disagreement
-    index, subject = _slice_and_subject(axis, *disagreement)
-    here = where[:, axis] == index
-    rest = [other for other in range(3) if other != axis]
-    spacing = (image.spacing[rest[0]], image.spacing[rest[1]])
-    shape = (reference.shape[rest[0]], reference.shape[rest[1]])
-    window = _zoom(where[here & (involved == subject)][:, rest], shape, spacing)
-    cut = _Slice(axis, index, window, spacing)
+def _plane(cut: Cut, image: Volume, intensity: tuple[float, float], reference: Labels,
+           predictions: Sequence[tuple[str, Labels]], disagreement: Disagreement, labels: LabelSpace
+           ) -> dict[str, Any]:
     expected = cut.of(reference)
     visible = np.unique(np.concatenate([np.unique(cut.of(voxels)) for _, voxels in (("", reference), *predictions)]))
-    colors = _colors(involved[here], weights[here], visible, expected)
-    layers = [{"row": name, "picture": label_picture(cut.of(voxels), colors, spacing, _PICTURE_SIDE, expected)}
+    colors = _colors({int(label): disagreement.weight_on(cut, label) for label in visible if label > 0}, expected)
+    layers = [{"row": name, "picture": label_picture(cut.of(voxels), colors, cut.spacing, _PICTURE_SIDE, expected)}
               for name, voxels in predictions]
-    picture, size = gray_picture(cut.of(image.voxels), intensity, spacing, _PICTURE_SIDE)
+    picture, size = gray_picture(cut.of(image.voxels), intensity, cut.spacing, _PICTURE_SIDE)
     return {
-        "plane": _PLANES[axis] if len(image.voxels.shape) == 3 and min(image.voxels.shape) > 1 else "slice",
-        "slice": index + 1, "slices": int(reference.shape[axis]), "size": list(size), "image": picture,
-        "reference": label_picture(expected, colors, spacing, _PICTURE_SIDE),
+        "plane": cut.plane, "slice": cut.index + 1, "slices": cut.slices, "size": list(size), "image": picture,
+        "reference": label_picture(expected, colors, cut.spacing, _PICTURE_SIDE),
         "rows": layers,
         "legend": [{"name": _name(label, labels), "color": color} for label, color in colors.items()],
     }
 
 
-def _slice_and_subject(axis: int, where: NDArray[np.int64], weights: NDArray[np.float64],
-                       involved: NDArray[np.int64]) -> tuple[int, int]:
-    """The slice and the label with the largest weighted disagreement: one structure decides, the picture is on it."""
-    best = (-1.0, int(where[0, axis]), int(involved[0]))
-    for label in np.unique(involved):
-        own = involved == label
-        totals = np.bincount(where[own, axis], weights=weights[own])
-        best = max(best, (float(totals.max()), int(totals.argmax()), int(label)))
-    return best[1], best[2]
+def _colors(disputed: dict[int, float], reference: Labels) -> dict[int, str]:
+    """The labels that the slice is about get colors, the same ones on every slice where possible; others stay gray.
 
-
-def _zoom(points: NDArray[np.int64], shape: tuple[int, int], spacing: tuple[float, float]) -> Window:
-    """A square around the disagreement, large enough to recognize where one is."""
-    window = []
-    spread = [np.percentile(points[:, axis], [2, 98]) for axis in (0, 1)] if len(points) else [np.zeros(2)] * 2
-    extent = max(float(spread[axis][1] - spread[axis][0] + 1) * spacing[axis] for axis in (0, 1))
-    side = max(_SMALLEST_WINDOW_MM, _WINDOW_PER_EXTENT * extent)
-    for axis in (0, 1):
-        length = min(shape[axis], max(1, round(side / spacing[axis])))
-        center = float(spread[axis].mean()) if len(points) else shape[axis] / 2
-        start = int(np.clip(round(center - length / 2), 0, shape[axis] - length))
-        window.append(slice(start, start + length))
-    return window[0], window[1]
-
-
-def _colors(involved: NDArray[np.int64], weights: NDArray[np.float64], visible: Labels,
-            reference: Labels) -> dict[int, str]:
-    """The labels that the slice is about get colors, the same ones on every slice where possible; others stay gray."""
-    totals = {int(label): float(weights[involved == label].sum()) + 1e-9 * float((reference == label).sum())
-              for label in visible if label > 0}
-    return label_colors(sorted(totals, key=lambda label: -totals[label]))
+    Args:
+        disputed: How much every visible label is in dispute.
+        reference: Of the slice; decides between labels that nothing disputes.
+    """
+    weights = {label: weight + 1e-9 * float((reference == label).sum()) for label, weight in disputed.items()}
+    return label_colors(sorted(weights, key=lambda label: -weights[label]))
 
 
 def _name(label: int, labels: LabelSpace) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any
 from nnunet_dhc import __version__
 from nnunet_dhc.reporting.charts import nice_range, tick
 from nnunet_dhc.reporting.compare import DISCLAIMER, FORMAT_VERSION
-from nnunet_dhc.reporting.output import json_ready
+from nnunet_dhc.reporting.output import json_ready, write_text
 from nnunet_dhc.reporting.rank_pictures import add_rank_pictures
+from nnunet_dhc.reporting.render_html import page_environment
+from nnunet_dhc.reporting.table_cells import markdown_table
 
 _LINES_AFTER_BUDGET = 10
 _HARDLY_TRAINED = 0.6
@@ -74,10 +75,10 @@ def write_ranking(ranking: dict[str, Any], folder: Path, name: str = "rank") -> 
     folder.mkdir(parents=True, exist_ok=True)
     ranking = json_ready(ranking)
     return [
-        _write(folder / f"{name}.json", json.dumps(ranking, indent=1, allow_nan=False) + "\n"),
-        _write(folder / f"{name}.csv", render_rank_csv(ranking)),
-        _write(folder / f"{name}.md", render_rank_markdown(ranking)),
-        _write(folder / f"{name}.html", render_rank_html(ranking)),
+        write_text(folder / f"{name}.json", json.dumps(ranking, indent=1, allow_nan=False) + "\n"),
+        write_text(folder / f"{name}.csv", render_rank_csv(ranking)),
+        write_text(folder / f"{name}.md", render_rank_markdown(ranking)),
+        write_text(folder / f"{name}.html", render_rank_html(ranking)),
     ]
 
 
@@ -120,9 +121,9 @@ def render_rank_markdown(ranking: dict[str, Any]) -> str:
     heading, lines = _table(ranking, ranking["ranking"])
     parts = [f"# Which scan to label next: {ranking['dataset']['name']}", "", f"**{ranking['verdict']['sentence']}**",
              *(["", ranking["verdict"]["caution"]] if ranking["verdict"]["caution"] else []), "",
-             *_markdown_table(heading, lines), "", "Columns of structures: by how much A and B differ there.", "",
+             *markdown_table(heading, lines), "", "Columns of structures: by how much A and B differ there.", "",
              "## Structures", "",
-             *_markdown_table(["structure", "found in", "disagreement, %", "entropy, %"], _structure_lines(ranking))]
+             *markdown_table(["structure", "found in", "disagreement, %", "entropy, %"], _structure_lines(ranking))]
     if ranking["left_out"]:
         parts += ["", "## Left out", "", *(f"- {item['case']}: {item['reason']}" for item in ranking["left_out"])]
     parts += ["", "## Rules", "", *(f"- {note}" for note in ranking["notes"]), "",
@@ -133,23 +134,18 @@ def render_rank_markdown(ranking: dict[str, Any]) -> str:
 
 def render_rank_html(ranking: dict[str, Any]) -> str:
     """The page of a ranking."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    templates = Path(__file__).parent / "templates"
-    environment = Environment(loader=FileSystemLoader(templates), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
     highest = max((line["score"] for line in ranking["ranking"]), default=0.0) or 1.0
     heading, lines = _table(ranking, ranking["ranking"])
     rows = [{"cells": cells, "chosen": line["chosen"], "width": round(100 * line["score"] / highest, 1),
              "why": _why(line, ranking)} for line, cells in zip(ranking["ranking"], lines, strict=True)]
-    return environment.get_template("rank.html.j2").render(
+    page: str = page_environment().get_template("rank.html.j2").render(
         c=ranking, rows=rows, shown=_shown(ranking), heading=heading, structure_lines=_structure_lines(ranking),
         tiles=_tiles(ranking),
         scatter=Markup(_scatter(ranking)),
-        style=Markup((templates / "style.css").read_text(encoding="utf-8")),
-        script=Markup((templates / "script.js").read_text(encoding="utf-8")),
     )
+    return page
 
 
 def _caution(ranking: dict[str, Any]) -> str:
@@ -248,11 +244,6 @@ def _scatter(ranking: dict[str, Any]) -> str:
     return "".join(parts) + "</svg>"
 
 
-def _markdown_table(heading: list[str], lines: list[list[str]]) -> list[str]:
-    rows = [heading, ["---"] * len(heading), *lines]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-
-
 def _percent(value: float | None) -> str:
     return _DASH if value is None else f"{100 * value:.1f}"
 
@@ -261,10 +252,3 @@ def _plain(value: Any) -> Any:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
-    return path

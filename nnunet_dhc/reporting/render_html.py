@@ -16,11 +16,9 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 def render_html(comparison: dict[str, Any]) -> str:
     """The page of a comparison or of one training."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
+    environment = page_environment()
     environment.filters.update(count=table_cells.count, duration=table_cells.duration, dash=table_cells.or_dash,
                                short=page_scores.short_name, svg=Markup,
                                breakable=_breakable, hash=_short_hash, units=_with_units)
@@ -28,8 +26,6 @@ def render_html(comparison: dict[str, Any]) -> str:
     context: dict[str, Any] = {
         "c": comparison,
         "scored": scored,
-        "style": Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        "script": Markup((_TEMPLATES / "script.js").read_text(encoding="utf-8")),
         "training": page_training.training_runs(comparison),
         "agreement": page_training.agreement_chart(comparison),
         "courses": page_training.dice_courses(comparison),
@@ -46,7 +42,20 @@ def render_html(comparison: dict[str, Any]) -> str:
             data=Markup(_script_json(page_scores.page_data(comparison))),
             tiles=page_scores.tiles(comparison) or comparison.get("tiles", []),
         )
-    return environment.get_template("page.html.j2").render(context)
+    page: str = environment.get_template("page.html.j2").render(context)
+    return page
+
+
+def page_environment() -> Any:
+    """Jinja's, with our templates, and ``style`` and ``script`` for every page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    for name, file in (("style", "style.css"), ("script", "script.js")):
+        environment.globals[name] = Markup((_TEMPLATES / file).read_text(encoding="utf-8"))
+    return environment
 
 
 def _breakable(name: str) -> Any:

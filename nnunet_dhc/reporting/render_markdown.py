@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from nnunet_dhc.reporting.table_cells import (
     cost_cells,
     difference_of,
     interval_cell,
+    markdown_table,
     metric_of,
     number,
     p_text,
@@ -33,7 +33,7 @@ def render_markdown(comparison: dict[str, Any]) -> str:
         described = metric_of(comparison, metric["key"])
         direction = "higher is better" if metric["higher_is_better"] else "lower is better"
         parts += ["", f"## {metric['label']} ({metric['unit']}, {direction})", "", f"{metric['definition']}.", ""]
-        parts += _table(["structure", "cases", *names], [
+        parts += markdown_table(["structure", "cases", *names], [
             [scope["label"], str(scope["n"]), *(
                 _score(row, described, scope["key"], comparison["winners"][metric["key"]].get(scope["key"]))
                 for row in rows)] for scope in scopes(comparison)] + (
@@ -47,14 +47,15 @@ def render_markdown(comparison: dict[str, Any]) -> str:
                 lines.append([scope["label"], str(found["n"]), number(found["mean"], described, signed=True),
                               interval_cell(found, described, signed=True), p_text(found["p"]),
                               p_text(found["p_holm"]), found["claim"]])
-            parts += _table(["structure", "pairs", "difference", "95 % interval", "p", "p (Holm)", "claim"], lines)
+            heading = ["structure", "pairs", "difference", "95 % interval", "p", "p (Holm)", "claim"]
+            parts += markdown_table(heading, lines)
     parts += ["", "## Missed and spurious structures", ""]
-    parts += _table(["structure", *names], [
+    parts += markdown_table(["structure", *names], [
         [item["name"], *(f"{row['missed'][item['key']]:g} / {row['spurious'][item['key']]:g}" for row in rows)]
         for item in comparison["structures"]])
-    parts += ["", "## What was compared", "", *_table(["", *names], cost_cells(rows))]
+    parts += ["", "## What was compared", "", *markdown_table(["", *names], cost_cells(rows))]
     parts += ["", "## Rules for empty structures", ""]
-    parts += _table(["prediction", "reference", "meaning"], [
+    parts += markdown_table(["prediction", "reference", "meaning"], [
         [rule["prediction"], rule["reference"], rule["meaning"]] for rule in comparison["protocol"]["empty_rules"]])
     parts += ["", comparison["protocol"]["notes"], "", *(f"- {note}" for note in comparison["notes"])]
     parts += ["", f"_{comparison['disclaimer']} Made with nnunet_dhc {comparison['made']['nnunet_dhc']} on "
@@ -68,10 +69,3 @@ def _score(row: dict[str, Any], metric: dict[str, Any], scope: str, winner: str 
     if row["name"] == winner:
         text = f"**{text}**"
     return f"{text} {interval_cell(found, metric)}".rstrip()
-
-
-def _table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(heading), line(["---"] * len(heading)), *(line(cells) for cells in lines)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_dhc.errors import UserError
@@ -43,18 +44,28 @@ def _collection(args: argparse.Namespace) -> Collection:
     if args.i:
         if args.ref is None or args.djfile is None:
             raise UserError("-i needs -ref (folder of reference label maps) and -djfile (dataset.json).")
-        return collect_folders([_named_folder(text) for text in args.i], args.ref, args.djfile, args.images,
-                               args.allow_different)
+        return collect_folders(_named_folders(args.i), args.ref, args.djfile, args.images, args.allow_different)
     if args.d is None or not args.tr:
         raise UserError("Say what to compare: -d and -tr for trainings, or -i NAME=DIR with -ref and -djfile.")
     return collect_trainings(Selection(args.d, args.tr, args.p, args.c, args.f, tuple(args.results_roots or ())),
                              args.allow_different)
 
 
+def _named_folders(texts: Sequence[str]) -> list[tuple[str, Path]]:
+    """Folders with the names of their rows; only names that were written say that folders are repeats of one row."""
+    named = [_named_folder(text) for text in texts]
+    names = [name for name, _ in named]
+    for text, name in zip(texts, names, strict=True):
+        if "=" not in text and names.count(name) > 1:
+            raise UserError(f"-i {text} is one of {names.count(name)} folders named {name}, which would be averaged "
+                            "as repeats of one training: give each a name (-i NAME=DIR), repeats the same one.")
+    return named
+
+
 def _named_folder(text: str) -> tuple[str, Path]:
     name, separator, folder = text.partition("=")
     if not separator:
-        return Path(text).name, Path(text)
+        return Path(text).resolve().name, Path(text)
     if not name or not folder:
         raise UserError(f"-i {text} is not NAME=DIR.")
     return name, Path(folder)

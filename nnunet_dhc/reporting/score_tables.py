@@ -127,6 +127,13 @@ def column_sets(groups: Sequence[str]) -> dict[str, list[int]]:
     return sets
 
 
+def of_scope(found: dict[str, Any], scope: str) -> dict[str, Any]:
+    """What was found overall, in a frequency group or in a structure."""
+    result: dict[str, Any] = (found["overall"] if scope == "overall"
+                              else found["groups"].get(scope) or found["structures"][scope])
+    return result
+
+
 def case_means(matrix: Array) -> Array:
     """Mean over structures of each case."""
     return nanmean(matrix, axis=1)

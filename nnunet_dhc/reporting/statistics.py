@@ -126,13 +126,13 @@ def claim(interval: Interval, p_adjusted: float | None, higher_is_better: bool) 
 def frequency_groups(volumes: Sequence[float]) -> list[str]:
     """``rare``, ``medium`` or ``frequent`` per class, by terciles of the mean reference volume.
 
-    Below three classes there is nothing to divide: every class is ``all``.
+    A class that no reference contains (volume 0) is ``absent`` and none of these. Below three classes there is nothing
+    to divide: each is ``all``.
     """
-    if len(volumes) < 3:
-        return ["all"] * len(volumes)
-    order = np.argsort(np.asarray(volumes), kind="stable")
-    groups = [""] * len(volumes)
-    for name, members in zip(("rare", "medium", "frequent"), np.array_split(order, 3), strict=True):
+    groups = ["absent"] * len(volumes)
+    present = [index for index in np.argsort(volumes, kind="stable") if volumes[index] > 0]
+    names = ("rare", "medium", "frequent") if len(present) >= 3 else ("all",)
+    for name, members in zip(names, np.array_split(present, len(names)), strict=True):
         for member in members:
             groups[int(member)] = name
     return groups

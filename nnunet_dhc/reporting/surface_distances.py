@@ -48,7 +48,7 @@ def surface_points(mask: Mask, spacing_mm: tuple[float, ...], origin: tuple[int,
         origin: Voxel position of the mask's first voxel in the image, where the mask is a crop of it.
 
     Returns:
-        Shape (points, axes longer than 1), mm.
+        Shape (points, axes of the mask), mm.
     """
     sitk = simple_itk()
     axes = [axis for axis, length in enumerate(mask.shape) if length > 1]

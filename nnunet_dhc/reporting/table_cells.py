@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nnunet_dhc.reporting.score_tables import of_scope
+
 DASH = "–"  # noqa: RUF001
 
 
@@ -31,18 +33,12 @@ def metric_of(comparison: dict[str, Any], key: str) -> dict[str, Any]:
 
 def score_of(row: dict[str, Any], metric: dict[str, Any], scope: str) -> dict[str, Any]:
     """Interval of a row in a scope."""
-    scores = row["scores"][metric["key"]]
-    found: dict[str, Any] = (scores["overall"] if scope == "overall"
-                             else scores["groups"].get(scope) or scores["structures"][scope])
-    return found
+    return of_scope(row["scores"][metric["key"]], scope)
 
 
 def difference_of(entry: dict[str, Any], metric: dict[str, Any], scope: str) -> dict[str, Any]:
     """Difference of a row from the baseline in a scope."""
-    found = entry["metrics"][metric["key"]]
-    result: dict[str, Any] = (found["overall"] if scope == "overall"
-                              else found["groups"].get(scope) or found["structures"][scope])
-    return result
+    return of_scope(entry["metrics"][metric["key"]], scope)
 
 
 def score_cell(row: dict[str, Any], metric: dict[str, Any], scope: str) -> str:
@@ -123,3 +119,9 @@ def parameters(value: float | None) -> str:
     if not value:
         return DASH
     return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value:,.0f}"
+
+
+def markdown_table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table; bars in cells are escaped."""
+    rows = [heading, ["---"] * len(heading), *lines]
+    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from nnunet_dhc.reporting.differences import correct
 from nnunet_dhc.reporting.protocols import Metric
 from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM
 
@@ -113,9 +114,11 @@ def _with_the_labels_of(target: dict[str, Any], rows: Sequence[dict[str, Any]]) 
 def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, subject: str | None) -> dict[str, Any]:
     """Which part of the gain comes from unlabeled data, from two networks, and from longer training.
 
+    The parts are corrected by Holm as one family: they are read together.
+
     Args:
         rows: Rows of the comparison with ``role`` and ``facts``.
-        contrast: Function (row name, against name) -> difference of the first metric with interval and claim.
+        contrast: Function (row name, against name) -> difference of the first metric with interval and p.
         metric: The metric that decides the verdict.
         subject: The row whose gain is explained; None takes the first semi-supervised row.
     """
@@ -158,6 +161,7 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
         no_mirroring = "_NoMirroring" if target["facts"].get("mirror_axes") == "none" else ""
         missing.append("stock nnU-Net with the same wall-clock (of nnU-Net's trainers nnUNetTrainer_<N>epochs"
                        f"{no_mirroring} take the one nearest to {_epochs_for_equal_time(target, equal_steps)})")
+    correct(parts, metric)
     if parts and not target["facts"].get("steps"):
         missing.append("a record of the number of steps: that the rows had equally many is taken from their names")
     return {"subject": target["name"], "parts": parts, "missing": missing,

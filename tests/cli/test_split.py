@@ -209,6 +209,7 @@ def test_bad_request_is_one_line(dataset, capsys, options, message):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("nnunet_dhc split: ")
     assert message in error
+    assert not _file(dataset).exists()
 
 
 @pytest.mark.parametrize(("content", "message"), [

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,7 +252,7 @@ def test_predictions_of_another_dataset_do_not_stay(tmp_path, commands):
 @pytest.mark.slow
 def test_whole_demo_and_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "PhantomPlan", lambda: PhantomPlan(2, 1, 1, 1))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", os.defpath)  # as where the environment of this interpreter isn't activated
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     command = ["demo", "-o", str(tmp_path / "demo"), "--epochs", "2", "--iterations", "1", "--patch", "24", "32", "32",
                "--features", "4", "8", "8", "-device", "cpu", "-np", "1"]

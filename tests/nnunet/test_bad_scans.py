@@ -107,6 +107,9 @@ def test_skip_bad_excludes_them_for_training_too(tiny_dataset):
     assert again.identifiers == tiny_dataset.unlabeled
     assert again.excluded == pool.excluded
     assert any("Bad scans are excluded" in note for note in again.notes)
+    add(tiny_dataset, "later_0000", make_scan(501)[0])
+    assert "later" in update(tiny_dataset).identifiers
+    assert set(json.loads((store_folder(tiny_dataset) / "bad_cases.json").read_text())) == set(faults)
 
 
 def test_other_plans_judge_an_excluded_scan_anew(tiny_dataset):

@@ -456,7 +456,7 @@ def test_stock_with_other_labels_is_no_control():
         return {"name": name, "role": role, "facts": facts, "runs": []}
 
     def contrast(*_):
-        return {"mean": 0.1, "low": 0.05, "high": 0.15, "claim": "better"}
+        return {"mean": 0.1, "low": 0.05, "high": 0.15, "n": 20, "p": 0.01}
 
     for labeled, found in ((4, True), (20, False)):
         rows = [row("stock", "stock", labeled), row("pair", "semi-supervised", 4)]

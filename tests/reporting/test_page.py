@@ -210,9 +210,8 @@ def test_an_alarm_of_several_classes_is_said_once():
 
 
 def test_a_structure_keeps_its_color_from_slice_to_slice():
-    weights = np.ones(2)
-    first = _colors(np.array([1, 2]), weights, np.array([0, 1, 2]), np.zeros((2, 2)))
-    second = _colors(np.array([2, 9]), weights, np.array([0, 2, 9]), np.zeros((2, 2)))
+    first = _colors({1: 1.0, 2: 1.0}, np.zeros((2, 2), int))
+    second = _colors({2: 1.0, 9: 1.0}, np.zeros((2, 2), int))
     assert first[1] != first[2] == second[2]
     assert second[9] != second[2]  # 9 would have the color of 2
     assert len(label_colors(range(1, 20))) == len(set(label_colors(range(1, 20)).values())) == 7

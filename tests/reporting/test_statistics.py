@@ -100,6 +100,8 @@ def test_frequency_groups_are_terciles_of_volume():
     assert frequency_groups([50.0, 1.0, 1000.0, 2.0, 60.0, 900.0]) == [
         "medium", "rare", "frequent", "rare", "medium", "frequent"]
     assert frequency_groups([1.0, 2.0]) == ["all", "all"]
+    assert frequency_groups([0.0, 5.0, 0.0, 50.0, 10.0]) == ["absent", "rare", "absent", "frequent", "medium"]
+    assert frequency_groups([0.0, 3.0]) == ["absent", "all"]
 
 
 def test_spread_needs_two():

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,14 @@ def found_out(
     if todo:
         num_bytes = sum(size for case in todo for size, _ in sources[case])
         processes = sensible_processes(len(todo), num_bytes, num_processes)
-        with closing(run_over_cases(job, [(function, case) for case in todo], processes)) as results:
-            for case, found in tqdm(results, title, len(todo), unit="case", disable=not show_progress, delay=3):
-                remembered[case] = {**found, "source": sources[case]}
         try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            replace_json(cache, remembered)
-        except OSError:
-            pass  # a read-only place
+            with closing(run_over_cases(job, [(function, case) for case in todo], processes)) as results:
+                for case, found in tqdm(results, title, len(todo), unit="case", disable=not show_progress, delay=3):
+                    remembered[case] = {**found, "source": sources[case]}
+        finally:  # a case that can't be read costs nothing of the others
+            with suppress(OSError):  # a read-only place
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                replace_json(cache, remembered)
     return {case: remembered[case] for case in sources}
 
 

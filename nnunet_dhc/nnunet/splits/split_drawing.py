@@ -27,6 +27,12 @@ def make_units(identifiers: Sequence[str], groups: Mapping[str, str] | None = No
     return sorted(tuple(cases) for cases in members.values())
 
 
+def without(units: Sequence[Unit], taken: Sequence[Unit]) -> list[Unit]:
+    """Units that are not taken, in their order."""
+    gone = set(taken)
+    return [unit for unit in units if unit not in gone]
+
+
 def draw_folds(
     units: Sequence[Unit], num_folds: int, seed: int, classes_of: Mapping[str, frozenset[str]]
 ) -> list[list[Unit]]:
@@ -68,7 +74,7 @@ def labeled_order(units: Sequence[Unit], seed: int, fold: int, classes_of: Mappi
     rng = np.random.default_rng([seed, 1, fold])
     shuffled = [units[i] for i in rng.permutation(len(units))]
     cover = smallest_cover(shuffled, classes_of)
-    return cover + [unit for unit in shuffled if unit not in set(cover)]
+    return cover + without(shuffled, cover)
 
 
 def smallest_cover(units: Sequence[Unit], classes_of: Mapping[str, frozenset[str]]) -> list[Unit]:

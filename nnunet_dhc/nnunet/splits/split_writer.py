@@ -17,7 +17,14 @@ from nnunet_dhc.nnunet.atomic_files import replace_file
 from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, locate_dataset
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, name_some
 from nnunet_dhc.nnunet.splits.label_contents import CACHE_FILE, classes_of_cases, foreground_classes, label_files
-from nnunet_dhc.nnunet.splits.split_drawing import draw_folds, labeled_order, make_units, missing_classes, take_labeled
+from nnunet_dhc.nnunet.splits.split_drawing import (
+    draw_folds,
+    labeled_order,
+    make_units,
+    missing_classes,
+    take_labeled,
+    without,
+)
 from nnunet_dhc.nnunet.splits.split_protocols import protocol_fold
 from nnunet_dhc.nnunet.splits.strict_plans import write_strict_plans
 
@@ -95,9 +102,10 @@ def make_split(
     )
     result.notes += _notes(result, classes_of, names)
     if not dry_run:
-        _write(places, result)
+        targets = _writable_targets(places)
         if strict_from:
-            _write_strict(places, result, strict_from, files)
+            _write_strict(places, result, strict_from, files)  # first: plans or images may be missing
+        _write(places.name, targets, result)
     return result
 
 
@@ -117,12 +125,12 @@ def _draw(
         wanted = 0.2 if request.validation is None else request.validation
         order = labeled_order(units, request.seeds[0], -1 % 2**31, {})
         validation = take_labeled(order, wanted, len(identifiers), "--val", "cases of the dataset")
-        divisions = [([unit for unit in units if unit not in set(validation)], validation)]
+        divisions = [(without(units, validation), validation)]
     else:
         if request.validation is not None:
             raise UserError("--val goes with --folds 1: with more folds, each case is a validation case once")
         dealt = draw_folds(units, request.folds, request.seeds[0], classes_of)
-        divisions = [([unit for unit in units if unit not in set(part)], part) for part in dealt]
+        divisions = [(without(units, part), part) for part in dealt]
     folds = []
     for seed in request.seeds:
         for number, (training, validation) in enumerate(divisions):
@@ -133,7 +141,7 @@ def _draw(
             folds.append({
                 "train": _cases(labeled),
                 "val": _cases(validation),
-                "unlabeled": _cases([unit for unit in training if unit not in set(labeled)]),
+                "unlabeled": _cases(without(training, labeled)),
             })
     return folds
 
@@ -210,8 +218,8 @@ def _notes(result: SplitResult, classes_of: Mapping[str, frozenset[str]], names:
     return notes
 
 
-def _write(places: DatasetPlaces, result: SplitResult) -> None:
-    """Write to nnUNet_preprocessed, and to nnUNet_raw where a file is: planning again asserts that both agree."""
+def _writable_targets(places: DatasetPlaces) -> list[Path]:
+    """The file in nnUNet_preprocessed, and in nnUNet_raw where one is: planning again asserts that both agree."""
     targets = [places.preprocessed / SPLITS_FILE]
     if places.raw is not None and (places.raw / SPLITS_FILE).is_file():
         targets.append(places.raw / SPLITS_FILE)
@@ -220,6 +228,10 @@ def _write(places: DatasetPlaces, result: SplitResult) -> None:
         if not os.access(target.parent, os.W_OK):
             raise UserError(f"{target} can't be written, and planning again fails unless it agrees with the split: "
                             "make the folder writable or remove the file; nothing was changed")
+    return targets
+
+
+def _write(dataset: str, targets: Sequence[Path], result: SplitResult) -> None:
     content = json.dumps(result.folds, indent=4).encode()
     for target in targets:
         if target.is_file():
@@ -230,7 +242,7 @@ def _write(places: DatasetPlaces, result: SplitResult) -> None:
         replace_file(target, content)
         result.written.append(target)
     if result.backups:
-        trained = _trained_folds(places.name)
+        trained = _trained_folds(dataset)
         if trained:
             result.notes.append(f"trained with the old split: {name_some(trained, 4)} in nnUNet_results; don't compare "
                                 "them with new trainings")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, replace_json
@@ -76,6 +76,10 @@ class StoreUpdate:
             elif identifier not in complete:
                 stale[identifier] = INCOMPLETE
         return stale
+
+    def excludes(self, entry: StoreEntry | None) -> TypeGuard[StoreEntry]:
+        """Whether a case is known as bad with these plans."""
+        return entry is not None and entry.status == EXCLUDED and entry.preprocessing == self.preprocessing
 
     def run(
         self,
@@ -216,10 +220,14 @@ class StoreUpdate:
         self, store: UnlabeledStore, cases: Mapping[str, RawCase], bad: dict[str, str | None], skip_bad: bool
     ) -> None:
         path = store.folder / BAD_CASES_FILE
-        if not bad:
+        known = {identifier: store.entries.get(identifier) for identifier in cases}
+        listed = {**{name: entry.reason for name, entry in known.items() if self.excludes(entry)}, **bad}
+        if not listed:
             path.unlink(missing_ok=True)
             return
-        replace_json(path, dict(sorted(bad.items())))
+        replace_json(path, dict(sorted(listed.items())))
+        if not bad:
+            return
         if not skip_bad:
             raise self._bad_scans(bad, cases, path)
         store.append(

@@ -33,7 +33,6 @@ from nnunet_dhc.nnunet.unlabeled.raw_images import (
 )
 from nnunet_dhc.nnunet.unlabeled.store_update import StoreUpdate
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
-    EXCLUDED,
     READY,
     REMOVED,
     StoreEntry,
@@ -270,7 +269,7 @@ def _pool(
     unusable: list[str] = []
     for identifier in sorted(wanted.identifiers):
         entry = store.entries.get(identifier)
-        if entry is not None and entry.status == EXCLUDED and entry.preprocessing == update.preprocessing:
+        if update.excludes(entry):
             excluded[identifier] = entry.reason or "excluded"
         elif identifier in complete and entry is not None and entry.preprocessing == update.preprocessing:
             ready.append(identifier)

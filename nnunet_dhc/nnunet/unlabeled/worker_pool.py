@@ -51,8 +51,8 @@ def run_over_cases(job: Any, tasks: Iterable[tuple[Callable, Any]], processes: i
             yield from _run_in_processes(job, tasks, processes)
     except MemoryError as error:
         raise UserError(
-            f"Preprocessing ran out of memory with {max(1, processes)} process(es). Finished cases are kept: run "
-            "again with fewer processes (nnunet_dhc preprocess -np 1), or on a machine with more memory."
+            f"Reading scans ran out of memory with {max(1, processes)} process(es). Finished cases are kept: "
+            f"{_with_fewer(1)}, or on a machine with more memory."
         ) from error
 
 
@@ -77,10 +77,9 @@ def _run_in_processes(job: Any, tasks: Iterable[tuple[Callable, Any]], processes
                 yield result
     except BrokenProcessPool as error:
         raise UserError(
-            f"One of {processes} preprocessing processes died at one of these cases: "
+            f"One of {processes} reading processes died at one of these cases: "
             f"{name_some([_name(case) for case in pending.values()])}. Most often the system ended it for lack of "
-            f"memory. Finished cases are kept: run again with fewer processes (nnunet_dhc preprocess -np "
-            f"{max(1, processes // 2)})."
+            f"memory. Finished cases are kept: {_with_fewer(max(1, processes // 2))}."
         ) from error
     except (KeyboardInterrupt, GeneratorExit):
         # A large scan may take a minute: nobody wants to wait for it after Ctrl-C or an error.
@@ -89,6 +88,13 @@ def _run_in_processes(job: Any, tasks: Iterable[tuple[Callable, Any]], processes
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _with_fewer(processes: int) -> str:
+    return (
+        f"run again with fewer processes (-np {processes} of nnunet_dhc split and preprocess, "
+        f"nnUNet_def_n_proc={processes} for a training)"
+    )
 
 
 def _name(task: Any) -> str:
