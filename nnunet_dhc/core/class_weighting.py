@@ -84,7 +84,8 @@ class ClassWeighting(ABC):
         """Restore what `state_dict` returned; the tensors move to the device of the next statistic by themselves.
 
         Raises:
-            ValueError: If the state belongs to another weighting or number of classes, or is not finite.
+            ValueError: If the state belongs to another weighting or number of classes; in robust mode also if it is
+                not finite.
         """
         name = type(self).__name__
         if set(state) != {"num_classes", *self._state}:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_dhc.core.class_counts import count_agreement, count_voxels
-from nnunet_dhc.core.loss_sums import LossSums, Reading, sigmoid_sums, softmax_sums, softmax_sums_of
+from nnunet_dhc.core.loss_sums import LossSums, Reading, sigmoid_sums, softmax_sums_of
 from nnunet_dhc.core.pseudo_labels import highest_class
 from nnunet_dhc.core.weighted_losses import weighted_cross_entropy, weighted_soft_dice_loss
 
@@ -107,23 +107,22 @@ class LabelSpace(ABC):
         """
 
     @abstractmethod
-    def loss_sums(self, logits: Tensor, target: Tensor, overlap: bool = True) -> LossSums:
-        """Everything the losses need of the voxels; `overlap` is needed for Dice only."""
-
     def loss_sums_of(self, logits: Tensor, readings: Sequence[LabelReading]) -> list[LossSums]:
-        """`loss_sums` of the same logits against several targets, in the order of the readings."""
-        return [
-            reading.labels.loss_sums(
-                logits[reading.first : reading.first + reading.target.shape[0]], reading.target, reading.overlap
-            )
-            for reading in readings
-        ]
+        """Everything the losses need of the voxels, for the same logits against several targets.
+
+        Args:
+            logits: Shape (b, heads, x, y[, z]).
+            readings: Targets of these labels, with or without ignored voxels.
+
+        Returns:
+            One for each reading, in their order.
+        """
 
     @abstractmethod
     def cross_entropy_of(
         self, sums: LossSums, class_weights: Tensor | None, across_ranks: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """`cross_entropy` from sums that were made before, perhaps joined from several batches."""
+        """Weighted cross entropy and the sum of the weights it hit, see `weighted_cross_entropy`."""
 
     @abstractmethod
     def soft_dice_loss_of(
@@ -134,41 +133,7 @@ class LabelSpace(ABC):
         pooled_over_batch: bool,
         across_ranks: bool = False,
     ) -> Tensor:
-        """`soft_dice_loss` from sums that were made before."""
-
-    def cross_entropy(
-        self, logits: Tensor, target: Tensor, class_weights: Tensor | None, across_ranks: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Weighted cross entropy and the sum of the weights it hit, see `weighted_cross_entropy`."""
-        return self.cross_entropy_of(self.loss_sums(logits, target, overlap=False), class_weights, across_ranks)
-
-    def soft_dice_loss(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        class_weights: Tensor | None,
-        smooth: float,
-        pooled_over_batch: bool,
-        across_ranks: bool = False,
-    ) -> Tensor:
         """Weighted negative soft Dice, see `weighted_soft_dice_loss`."""
-        sums = self.loss_sums(logits, target)
-        return self.soft_dice_loss_of(sums, class_weights, smooth, pooled_over_batch, across_ranks)
-
-    def cross_entropy_and_dice(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        class_weights: Tensor | None,
-        smooth: float,
-        pooled_over_batch: bool,
-        across_ranks: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(cross entropy, soft Dice loss, hit weight) from one reading of the logits."""
-        sums = self.loss_sums(logits, target)
-        cross_entropy, hit_weight = self.cross_entropy_of(sums, class_weights, across_ranks)
-        dice = self.soft_dice_loss_of(sums, class_weights, smooth, pooled_over_batch, across_ranks)
-        return cross_entropy, dice, hit_weight
 
     @staticmethod
     def downsample(target: Tensor, spatial_shape: Sequence[int]) -> Tensor:
@@ -231,16 +196,12 @@ class ClassLabels(LabelSpace):
     def overlap(self, prediction: Tensor, target: Tensor) -> Overlap:
         return Overlap(*count_agreement(prediction, target, self.num_classes, self.ignore_label))
 
-    def loss_sums(self, logits: Tensor, target: Tensor, overlap: bool = True) -> LossSums:
-        return softmax_sums(logits, target, self.ignore_label, overlap)
-
     def loss_sums_of(self, logits: Tensor, readings: Sequence[LabelReading]) -> list[LossSums]:
         plain = []
         for labels, target, first, overlap in readings:
-            if not isinstance(labels, ClassLabels):
-                return super().loss_sums_of(logits, readings)
+            assert isinstance(labels, ClassLabels)
             plain.append(Reading(target, first, labels.ignore_label, overlap))
-        return softmax_sums_of(logits, plain) if plain else []
+        return softmax_sums_of(logits, plain)
 
     def cross_entropy_of(
         self, sums: LossSums, class_weights: Tensor | None, across_ranks: bool = False
@@ -320,9 +281,13 @@ class RegionLabels(LabelSpace):
         agreed[0] = _count_members(member | prediction, valid)[0]
         return Overlap(agreed, _count_members(prediction, valid), _count_members(member, valid))
 
-    def loss_sums(self, logits: Tensor, target: Tensor, overlap: bool = True) -> LossSums:
-        member, valid = self._split(target)
-        return sigmoid_sums(logits, member, valid, overlap)
+    def loss_sums_of(self, logits: Tensor, readings: Sequence[LabelReading]) -> list[LossSums]:
+        found = []
+        for labels, target, first, overlap in readings:
+            assert isinstance(labels, RegionLabels)
+            member, valid = labels._split(target)
+            found.append(sigmoid_sums(logits[first : first + len(target)], member, valid, overlap))
+        return found
 
     def cross_entropy_of(
         self, sums: LossSums, class_weights: Tensor | None, across_ranks: bool = False

@@ -68,35 +68,11 @@ class LossSums:
         )
 
 
-def softmax_sums(logits: Tensor, target: Tensor, ignore_label: int | None = None, overlap: bool = True) -> LossSums:
-    """Make the sums of mutually exclusive classes.
-
-    p = softmax(logits);  cross_entropy_k = sum over v with y_v = k of -ln p_vk,  intersection_k = sum over the same
-    voxels of p_vk,  predicted_k = sum_v p_vk,  hits_k = labeled_k = #{v : y_v = k}
-
-    Args:
-        logits: Shape (b, k, x, y[, z]), floating; computed in float32 (float64 stays).
-        target: Class indices, shape (b, 1, x, y[, z]), integer, in [0, k) or `ignore_label`.
-        ignore_label: Value of voxels that take no part.
-        overlap: Whether the sums for soft Dice are made too.
-
-    Returns:
-        `LossSums` with gradients with respect to `logits`.
-
-    Raises:
-        ValueError: If the shapes do not belong together.
-
-    Source: own; the closed form of the gradients of cross entropy and soft Dice through the softmax.
-    Deviations: none.
-    """
-    return softmax_sums_of(logits, [Reading(target, 0, ignore_label, overlap)])[0]
-
-
 class Reading(NamedTuple):
-    """Against what some samples of a batch are read, see `softmax_sums`.
+    """Against what some samples of a batch are read, see `softmax_sums_of`.
 
     Args:
-        target: Class indices, shape (b', 1, x, y[, z]), integer.
+        target: Class indices, shape (b', 1, x, y[, z]), integer, in [0, k) or `ignore_label`.
         first: Sample of the batch that the first row of `target` belongs to.
         ignore_label: Value of voxels that take no part.
         overlap: Whether the sums for soft Dice are made too.
@@ -109,17 +85,24 @@ class Reading(NamedTuple):
 
 
 def softmax_sums_of(logits: Tensor, readings: Sequence[Reading]) -> list[LossSums]:
-    """Make the sums of the same logits against several targets; each voxel's softmax is made once for all of them.
+    """Make the sums of mutually exclusive classes, of the same logits against several targets.
+
+    p = softmax(logits);  cross_entropy_k = sum over v with y_v = k of -ln p_vk,  intersection_k = sum over the same
+    voxels of p_vk,  predicted_k = sum_v p_vk,  hits_k = labeled_k = #{v : y_v = k}. Each voxel's softmax is made once
+    for all targets.
 
     Args:
         logits: Shape (b, k, x, y[, z]), floating; computed in float32 (float64 stays).
         readings: Targets and the samples that they belong to.
 
     Returns:
-        For each reading what `softmax_sums` gives for its samples.
+        For each reading the sums of its samples, with gradients with respect to `logits`.
 
     Raises:
         ValueError: If the shapes do not belong together.
+
+    Source: own; the closed form of the gradients of cross entropy and soft Dice through the softmax.
+    Deviations: none.
     """
     for reading in readings:
         rows, shape = reading.target.shape[0], reading.target.shape[1:]

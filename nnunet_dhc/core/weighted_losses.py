@@ -21,7 +21,7 @@ def weighted_cross_entropy(
     regions: CE_w = sum_r w_r mean_v BCE_vr / sum_r w_r
 
     Args:
-        sums: Of the batch, see `softmax_sums` and `sigmoid_sums`.
+        sums: Of the batch, see `softmax_sums_of` and `sigmoid_sums`.
         class_weights: Shape (k,), floating, >= 0, without gradient; None: all 1.
         across_ranks: Divide by the weights hit on all ranks, so that the mean of the ranks' losses, and of their
             gradients, is that of the joined batch.

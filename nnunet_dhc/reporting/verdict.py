@@ -137,10 +137,12 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
     equal_steps = _closest(stock, target, "steps", _STEPS_TOLERANCE)
     equal_time = _closest(stock, target, "seconds", _TIME_TOLERANCE)
     parts, missing = [], []
+    contrasts: dict[tuple[str, str], dict[str, Any]] = {}  # stock may be the one at equal steps and at equal time
 
     def add(what: str, row: dict[str, Any], against: dict[str, Any], **more: Any) -> None:
-        found = contrast(row["name"], against["name"])
-        parts.append({"what": what, "row": row["name"], "against": against["name"], **found, **more})
+        names = row["name"], against["name"]
+        contrasts.setdefault(names, contrast(*names))
+        parts.append({"what": what, "row": names[0], "against": names[1], **more})
 
     if control:
         add("unlabeled data", target, control, differing_settings=_differing_settings(control, target))
@@ -161,7 +163,8 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
         no_mirroring = "_NoMirroring" if target["facts"].get("mirror_axes") == "none" else ""
         missing.append("stock nnU-Net with the same wall-clock (of nnU-Net's trainers nnUNetTrainer_<N>epochs"
                        f"{no_mirroring} take the one nearest to {_epochs_for_equal_time(target, equal_steps)})")
-    correct(parts, metric)
+    correct(list(contrasts.values()), metric)
+    parts = [{**part, **contrasts[part["row"], part["against"]]} for part in parts]
     if parts and not target["facts"].get("steps"):
         missing.append("a record of the number of steps: that the rows had equally many is taken from their names")
     return {"subject": target["name"], "parts": parts, "missing": missing,

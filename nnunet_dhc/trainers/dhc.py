@@ -8,12 +8,12 @@ from nnunet_dhc.nnunet.training.recipe import Recipe
 class nnUNetTrainerDHC(PairTrainer):
     """Recommended recipe of DHC (Wang & Li, MICCAI 2023).
 
-    The unsupervised term is that of mixed patches: an unlabeled patch exchanges a box with a labeled one (Bai et al.,
-    CVPR 2023), and each sub-network learns the mixture from the reference within the box and from the other's pseudo
-    label of the whole unlabeled patch around it. Such patches come as often as lambda says. The class weights, which
-    find the rare structures early, differ less and less: their exponent falls from 1 to 0.5, or to 0 where no structure
-    is rare among the labels. Dice is pooled over the batch, so that a structure painted in a patch without it costs
-    Dice too, if another patch has it.
+    The unsupervised term is that of mixed patches: a box of a labeled patch is pasted into an unlabeled one, or what
+    lies around the box (after Bai et al., CVPR 2023), and each sub-network learns the mixture from the reference in the
+    labeled part and from the other's pseudo label of the whole unlabeled patch elsewhere. Such patches come as often as
+    lambda says. The class weights, which find the rare structures early, differ less and less: their exponent falls
+    from 1 to 0.5, or to 0 where no structure is rare among the labels. Dice is pooled over the batch, so that a
+    structure painted in a patch without it costs Dice too, if another patch has it.
 
     Deviations from the released code, with reasons and measurements: docs/explanation/recipes.md.
     """

@@ -56,6 +56,8 @@ def test_compare_folders_anonymised_without_images(tmp_path, capsys):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["-d", "901"], "Say what to compare"),
     (["-i", "a=b"], "-i needs -ref"),
+    (["-i", "a/validation", "b/validation", "-ref", ".", "-djfile", "d"], "-i a/validation is one of 2 folders named"),
+    (["-i", "a/validation", "validation=b", "-ref", ".", "-djfile", "d"], "give each a name (-i NAME=DIR)"),
     (["-d", "901", "-tr", "nnUNetTrainerDHC"], "no folder for dataset 901"),
 ])
 def test_errors_are_one_line(tree, tmp_path, capsys, arguments, message):

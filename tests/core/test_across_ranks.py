@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from losses_of_logits import cross_entropy_and_dice
 from torch import Tensor, nn
 
 from nnunet_dhc.core import ClassWeighting, CReST, DiffDW, DistDW, SimiS
@@ -49,8 +50,8 @@ def _compute(rows: slice, across_ranks: bool) -> dict[str, Any]:
     for name, labels, truth, weights in cases:
         for pooled in (True, False):
             network.zero_grad()
-            ce, dice, hits = labels.cross_entropy_and_dice(
-                network(image.double()), truth, weights, 1e-5, pooled, across_ranks
+            ce, dice, hits = cross_entropy_and_dice(
+                labels, network(image.double()), truth, weights, 1e-5, pooled, across_ranks
             )
             (ce + dice).backward()
             assert network.weight.grad is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from golden import assert_golden, labels_of, logits_of
+from losses_of_logits import cross_entropy_alone, cross_entropy_and_dice
 
 from nnunet_dhc.core import DiffDW, DistDW
 from nnunet_dhc.core.class_counts import hard_dice
@@ -39,12 +40,12 @@ def test_released_step() -> None:
     rarity = dist.update(counts)
     assert_golden(rarity, (0, 1.36, 2.68, 4))
 
-    ce_a, dice_a, _ = LABELS.cross_entropy_and_dice(A_LABELED, TARGET, difficulty, 1.0, True)
-    ce_b, dice_b, _ = LABELS.cross_entropy_and_dice(B_LABELED, TARGET, rarity, 1.0, True)
+    ce_a, dice_a, _ = cross_entropy_and_dice(LABELS, A_LABELED, TARGET, difficulty, 1.0, True)
+    ce_b, dice_b, _ = cross_entropy_and_dice(LABELS, B_LABELED, TARGET, rarity, 1.0, True)
     assert_golden(torch.stack([ce_a, dice_a, ce_a + dice_a]), (0.644427, -2.447464, -1.803037))
     assert_golden(torch.stack([ce_b, dice_b, ce_b + dice_b]), (0.653660, -1.713082, -1.059422))
-    cross_a = LABELS.cross_entropy(a, pseudo_b, difficulty)[0]
-    cross_b = LABELS.cross_entropy(b, pseudo_a, rarity)[0]
+    cross_a = cross_entropy_alone(LABELS, a, pseudo_b, difficulty)[0]
+    cross_b = cross_entropy_alone(LABELS, b, pseudo_a, rarity)[0]
     assert_golden(torch.stack([cross_a, cross_b]), (1.039471, 0.788715))
 
     supervised = ce_a + dice_a + ce_b + dice_b
@@ -52,19 +53,19 @@ def test_released_step() -> None:
     assert_golden(supervised + 0.1 * gaussian_rampup(150 / 300) * (cross_a + cross_b), -2.810080)
 
     # the composition of the paper, with the same weights: unsupervised (CE + Dice) / 2
-    half_a = sum(LABELS.cross_entropy_and_dice(a, pseudo_b, difficulty, 1.0, True)[:2]) / 2
-    half_b = sum(LABELS.cross_entropy_and_dice(b, pseudo_a, rarity, 1.0, True)[:2]) / 2
+    half_a = sum(cross_entropy_and_dice(LABELS, a, pseudo_b, difficulty, 1.0, True)[:2]) / 2
+    half_b = sum(cross_entropy_and_dice(LABELS, b, pseudo_a, rarity, 1.0, True)[:2]) / 2
     assert_golden(torch.stack([half_a, half_b]), (-0.391212, -0.302807))
 
 
 def test_plain_cross_pseudo_supervision() -> None:
     a, b = torch.cat([A_LABELED, A_UNLABELED]), torch.cat([B_LABELED, B_UNLABELED])
     supervised = [
-        sum(LABELS.cross_entropy_and_dice(logits, TARGET, None, 1.0, True)[:2]) for logits in (A_LABELED, B_LABELED)
+        sum(cross_entropy_and_dice(LABELS, logits, TARGET, None, 1.0, True)[:2]) for logits in (A_LABELED, B_LABELED)
     ]
     crossed = [
-        LABELS.cross_entropy(a, LABELS.pseudo_label(b), None)[0],
-        LABELS.cross_entropy(b, LABELS.pseudo_label(a), None)[0],
+        cross_entropy_alone(LABELS, a, LABELS.pseudo_label(b), None)[0],
+        cross_entropy_alone(LABELS, b, LABELS.pseudo_label(a), None)[0],
     ]
     assert_golden(torch.stack(supervised), (-0.011411, 0.075704))
     assert_golden(torch.stack(crossed), (1.033363, 0.966614))
@@ -82,5 +83,5 @@ def test_the_mean_as_teacher() -> None:
     assert target_a.flatten().tolist() not in [of_one.flatten().tolist() for of_one in pseudo]
     ones = torch.ones(4)
     terms = objective.terms([a], [b], [TARGET], *pseudo, ones, ones)
-    torch.testing.assert_close(terms.unsupervised_a, LABELS.cross_entropy(a, target_a, None)[0])
-    torch.testing.assert_close(terms.unsupervised_b, LABELS.cross_entropy(b, target_a, None)[0])
+    torch.testing.assert_close(terms.unsupervised_a, cross_entropy_alone(LABELS, a, target_a, None)[0])
+    torch.testing.assert_close(terms.unsupervised_b, cross_entropy_alone(LABELS, b, target_a, None)[0])

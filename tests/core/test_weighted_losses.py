@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import assert_golden, labels_of, logits_of
+from losses_of_logits import cross_entropy_alone, cross_entropy_and_dice, sums_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nnunet_dhc.core.loss_sums as loss_sums
 from nnunet_dhc.core.label_spaces import ClassLabels, LabelSpace, RegionLabels
-from nnunet_dhc.core.loss_sums import softmax_sums
 from nnunet_dhc.core.weighted_losses import weighted_soft_dice_loss
 
 SIX_VOXELS = ((2, 0, 0, 0), (0, 1, 0, 0), (0, 0, 3, 0), (1, 1, 0, 0), (0, 0, 0, 0.5), (2, 0, 0, 1))
@@ -33,9 +33,8 @@ def test_golden_values(weights: tuple[float, ...] | None, cross_entropy: float, 
     class_weights = None if weights is None else torch.tensor(weights)
     arguments = (logits_of(SIX_VOXELS), labels_of(TARGET), class_weights)
     labels = ClassLabels(4)
-    assert_golden(labels.cross_entropy(*arguments)[0], cross_entropy)
-    assert_golden(labels.soft_dice_loss(*arguments, smooth=1.0, pooled_over_batch=True), dice)
-    both = labels.cross_entropy_and_dice(*arguments, smooth=1.0, pooled_over_batch=True)
+    assert_golden(cross_entropy_alone(labels, *arguments)[0], cross_entropy)
+    both = cross_entropy_and_dice(labels, *arguments, smooth=1.0, pooled_over_batch=True)
     assert_golden(both[0], cross_entropy)
     assert_golden(both[1], dice)
     hits = sum(weights[y] for y in TARGET) if weights else 6.0
@@ -43,7 +42,7 @@ def test_golden_values(weights: tuple[float, ...] | None, cross_entropy: float, 
 
 
 def test_golden_dice_of_the_classes() -> None:
-    sums = softmax_sums(logits_of(SIX_VOXELS), labels_of(TARGET))
+    sums = sums_of(ClassLabels(4), logits_of(SIX_VOXELS), labels_of(TARGET))
     one_hot = torch.eye(4)
     foreground = [-4 * weighted_soft_dice_loss(sums, one_hot[k], smooth=1.0) for k in (1, 2, 3)]
     assert_golden(torch.stack(foreground), (0.626854, 0.766813, 0.564487))
@@ -56,7 +55,7 @@ def test_golden_dice_of_the_classes() -> None:
 def test_no_weight_hit_is_a_connected_zero(labels: LabelSpace, gradient_scale: float) -> None:
     # the reference: NaN, with NaN gradients
     logits = logits_of(SIX_VOXELS).requires_grad_()
-    loss, hit_weight = labels.cross_entropy(logits, labels_of([0] * 6), torch.tensor(DISTRIBUTION_WEIGHTS))
+    loss, hit_weight = cross_entropy_alone(labels, logits, labels_of([0] * 6), torch.tensor(DISTRIBUTION_WEIGHTS))
     assert loss == 0 and hit_weight == 0
     (gradient,) = torch.autograd.grad(loss * gradient_scale, logits)
     assert torch.equal(gradient, torch.zeros_like(logits))
@@ -65,7 +64,7 @@ def test_no_weight_hit_is_a_connected_zero(labels: LabelSpace, gradient_scale: f
 def test_vanishing_weights_still_give_a_mean() -> None:
     # SimiS' background weight decays towards 0; an all-background batch keeps its plain cross entropy until it is 0
     logits = logits_of(SIX_VOXELS).requires_grad_()
-    loss, _ = ClassLabels(4).cross_entropy(logits, labels_of([0] * 6), torch.tensor([1e-30, 4, 4, 4]))
+    loss, _ = cross_entropy_alone(ClassLabels(4), logits, labels_of([0] * 6), torch.tensor([1e-30, 4, 4, 4]))
     torch.testing.assert_close(loss, F.cross_entropy(logits, torch.zeros(1, 6, 1, 1, dtype=torch.long)))
     assert torch.autograd.grad(65536 * loss, logits)[0].isfinite().all()
 
@@ -74,7 +73,7 @@ def test_everything_ignored() -> None:
     logits = logits_of(SIX_VOXELS).requires_grad_()
     labels = ClassLabels(4, ignore_label=4)
     for weights in (None, torch.ones(4)):
-        cross_entropy, dice, hits = labels.cross_entropy_and_dice(logits, labels_of([4] * 6), weights, 1e-5, True)
+        cross_entropy, dice, hits = cross_entropy_and_dice(labels, logits, labels_of([4] * 6), weights, 1e-5, True)
         assert cross_entropy == 0 and hits == 0 and dice.isfinite()
         assert torch.equal(torch.autograd.grad(cross_entropy + dice, logits)[0], torch.zeros_like(logits))
 
@@ -98,8 +97,8 @@ def test_unweighted_equals_nnunet(batch_dice: bool, ignore_label: int | None) ->
         dice_class=MemoryEfficientSoftDiceLoss,
     )
     logits, target = _random(5, ignore=ignore_label is not None)
-    cross_entropy, dice, _ = ClassLabels(5, ignore_label).cross_entropy_and_dice(
-        logits, target, None, smooth=1e-5, pooled_over_batch=batch_dice
+    cross_entropy, dice, _ = cross_entropy_and_dice(
+        ClassLabels(5, ignore_label), logits, target, None, smooth=1e-5, pooled_over_batch=batch_dice
     )
     expected = stock(logits, target)
     torch.testing.assert_close(cross_entropy + dice, expected)
@@ -120,7 +119,7 @@ def test_unweighted_regions_equal_nnunet(batch_dice: bool) -> None:
     )
     torch.manual_seed(0)
     logits, target = torch.randn(2, 3, 5, 4, 6, requires_grad=True), torch.rand(2, 3, 5, 4, 6) > 0.7
-    cross_entropy, dice, _ = RegionLabels(3).cross_entropy_and_dice(logits, target, None, 1e-5, batch_dice)
+    cross_entropy, dice, _ = cross_entropy_and_dice(RegionLabels(3), logits, target, None, 1e-5, batch_dice)
     expected = stock(logits, target)
     torch.testing.assert_close(cross_entropy + dice, expected)
     torch.testing.assert_close(
@@ -154,15 +153,15 @@ def test_values_and_gradients_are_those_of_the_equations(
     weights = torch.tensor([0.0, 0.3, 1.7, 4.0], dtype=torch.float64)
     expected = _plain_losses(logits, target, weights, 4, 0.5, pooled)
     labels = ClassLabels(4, ignore_label=4 if ignore else None)
-    cross_entropy, dice, _ = labels.cross_entropy_and_dice(logits, target, weights, 0.5, pooled)
+    cross_entropy, dice, _ = cross_entropy_and_dice(labels, logits, target, weights, 0.5, pooled)
     actual = cross_entropy + 0.7 * dice
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(torch.autograd.grad(actual, logits)[0], torch.autograd.grad(expected, logits)[0])
-    alone, _ = labels.cross_entropy(logits, target, weights)
+    alone, _ = cross_entropy_alone(labels, logits, target, weights)
     torch.testing.assert_close(alone, cross_entropy)
     torch.testing.assert_close(
         torch.autograd.grad(alone, logits)[0],
-        torch.autograd.grad(labels.cross_entropy_and_dice(logits, target, weights, 0.5, pooled)[0], logits)[0],
+        torch.autograd.grad(cross_entropy_and_dice(labels, logits, target, weights, 0.5, pooled)[0], logits)[0],
     )
 
 
@@ -172,9 +171,9 @@ def test_the_way_of_accelerators_gives_the_same_sums(monkeypatch: pytest.MonkeyP
 
     logits, target = _random(4, ignore=True)
     labels = ClassLabels(4, ignore_label=4)
-    expected = labels.loss_sums(logits, target)
+    expected = sums_of(labels, logits, target)
     monkeypatch.setattr(loss_sums, "_per_class", scatter)
-    actual = labels.loss_sums(logits, target)
+    actual = sums_of(labels, logits, target)
     for name in ("cross_entropy", "hits", "intersection", "predicted", "labeled"):
         torch.testing.assert_close(getattr(actual, name), getattr(expected, name))
 
@@ -192,7 +191,7 @@ def _operations(num_samples: int) -> int:
     logits = torch.empty(num_samples, 14, 64, 64, device="meta", requires_grad=True)
     target = torch.empty(num_samples, 1, 64, 64, dtype=torch.int16, device="meta")
     with Counter() as counter:
-        sums = loss_sums.softmax_sums(logits, target)
+        sums = sums_of(ClassLabels(logits.shape[1]), logits, target)
         (sums.cross_entropy.sum() + sums.intersection.sum() + sums.predicted.sum()).backward()
     return counter.number
 
@@ -214,7 +213,7 @@ def test_half_precision_logits_are_computed_in_float32(dtype: torch.dtype, label
     results = []
     for logits in (half, full):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=logits is half):
-            cross_entropy, dice, hits = labels.cross_entropy_and_dice(logits, target, weights, 1e-5, True)
+            cross_entropy, dice, hits = cross_entropy_and_dice(labels, logits, target, weights, 1e-5, True)
         assert cross_entropy.dtype == dice.dtype == hits.dtype == torch.float32
         gradient = torch.autograd.grad(cross_entropy + dice, logits)[0]
         assert gradient.dtype == logits.dtype
@@ -230,8 +229,8 @@ def test_large_logits_stay_finite() -> None:
     logits = torch.zeros(1, 3, 2, 2, 2)
     logits[:, 0] = 2e4
     logits.requires_grad_()
-    cross_entropy, dice, _ = ClassLabels(3).cross_entropy_and_dice(
-        logits, torch.ones(1, 1, 2, 2, 2, dtype=torch.int16), None, 1e-5, True
+    cross_entropy, dice, _ = cross_entropy_and_dice(
+        ClassLabels(3), logits, torch.ones(1, 1, 2, 2, 2, dtype=torch.int16), None, 1e-5, True
     )
     assert_golden(cross_entropy, 2e4)
     assert torch.autograd.grad(cross_entropy + dice, logits)[0].isfinite().all()
@@ -241,8 +240,8 @@ def test_large_logits_stay_finite() -> None:
 def test_targets_of_any_integer_dtype(dtype: torch.dtype) -> None:
     logits, target = _random(4, ignore=True)
     labels = ClassLabels(4, ignore_label=4)
-    expected = labels.cross_entropy_and_dice(logits, target, None, 1e-5, True)
-    actual = labels.cross_entropy_and_dice(logits, target.to(dtype), None, 1e-5, True)
+    expected = cross_entropy_and_dice(labels, logits, target, None, 1e-5, True)
+    actual = cross_entropy_and_dice(labels, logits, target.to(dtype), None, 1e-5, True)
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -250,10 +249,10 @@ def test_targets_of_any_integer_dtype(dtype: torch.dtype) -> None:
 def test_channels_last_and_two_dimensions() -> None:
     logits, target = _random(4)
     labels = ClassLabels(4)
-    expected = labels.cross_entropy_and_dice(logits, target, None, 1e-5, True)
+    expected = cross_entropy_and_dice(labels, logits, target, None, 1e-5, True)
     permuted = logits.detach().contiguous(memory_format=torch.channels_last_3d)
-    flat = labels.cross_entropy_and_dice(logits.flatten(3), target.flatten(3), None, 1e-5, True)
-    last = labels.cross_entropy_and_dice(permuted, target, None, 1e-5, True)
+    flat = cross_entropy_and_dice(labels, logits.flatten(3), target.flatten(3), None, 1e-5, True)
+    last = cross_entropy_and_dice(labels, permuted, target, None, 1e-5, True)
     for a, b, c in zip(expected, flat, last, strict=True):
         torch.testing.assert_close(a, b)
         torch.testing.assert_close(a, c)
@@ -262,12 +261,12 @@ def test_channels_last_and_two_dimensions() -> None:
 def test_sums_of_two_batches_join_to_those_of_one() -> None:
     logits, target = _random(4)
     labels, weights = ClassLabels(4), torch.rand(4)
-    joined = labels.loss_sums(logits[:1], target[:1]).join(labels.loss_sums(logits[1:], target[1:]))
+    joined = sums_of(labels, logits[:1], target[:1]).join(sums_of(labels, logits[1:], target[1:]))
     for pooled in (True, False):
-        expected = labels.cross_entropy_and_dice(logits, target, weights, 1.0, pooled)
+        expected = cross_entropy_and_dice(labels, logits, target, weights, 1.0, pooled)
         torch.testing.assert_close(labels.cross_entropy_of(joined, weights)[0], expected[0])
         torch.testing.assert_close(labels.soft_dice_loss_of(joined, weights, 1.0, pooled), expected[1])
-    without = labels.loss_sums(logits[:1], target[:1], overlap=False).join(labels.loss_sums(logits[1:], target[1:]))
+    without = sums_of(labels, logits[:1], target[:1], overlap=False).join(sums_of(labels, logits[1:], target[1:]))
     with pytest.raises(ValueError, match="overlap"):
         labels.soft_dice_loss_of(without, weights, 1.0, True)
 
@@ -275,14 +274,14 @@ def test_sums_of_two_batches_join_to_those_of_one() -> None:
 @pytest.mark.parametrize("labels", [ClassLabels(4), RegionLabels(4)], ids=["classes", "regions"])
 def test_wrong_shapes(labels: LabelSpace) -> None:
     with pytest.raises(ValueError, match="does not belong"):
-        labels.cross_entropy(torch.zeros(2, 4, 3, 3, 3), torch.zeros(2, 4, 3, 3, 2, dtype=torch.long), None)
+        cross_entropy_alone(labels, torch.zeros(2, 4, 3, 3, 3), torch.zeros(2, 4, 3, 3, 2, dtype=torch.long), None)
 
 
 def test_cross_entropy_ignores_the_scale_of_the_weights_and_dice_follows_it() -> None:
     logits, target = _random(4)
     weights = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    one = ClassLabels(4).cross_entropy_and_dice(logits, target, weights, 1.0, True)
-    ten = ClassLabels(4).cross_entropy_and_dice(logits, target, 10 * weights, 1.0, True)
+    one = cross_entropy_and_dice(ClassLabels(4), logits, target, weights, 1.0, True)
+    ten = cross_entropy_and_dice(ClassLabels(4), logits, target, 10 * weights, 1.0, True)
     torch.testing.assert_close(ten[0], one[0])
     torch.testing.assert_close(ten[1], 10 * one[1])
 
@@ -292,15 +291,15 @@ def test_region_losses_by_hand() -> None:
     logits = torch.zeros(1, 2, 2, 1, 1)
     target = torch.tensor([[True, False], [True, True]]).reshape(1, 2, 2, 1, 1)
     labels, weights = RegionLabels(2), torch.tensor([9.0, 1.0, 3.0])  # weight 0 must not matter
-    cross_entropy, hits = labels.cross_entropy(logits, target, weights)
+    cross_entropy, hits = cross_entropy_alone(labels, logits, target, weights)
     assert_golden(cross_entropy, math.log(2))
     assert_golden(hits, 2 * (1 + 3))
     # region 1: 2 * 0.5 / (1 + 1) = 1/2; region 2: 2 * 1 / (1 + 2) = 2/3
-    assert_golden(labels.soft_dice_loss(logits, target, weights, 0.0, True), -(1 * 1 / 2 + 3 * 2 / 3) / 2)
+    assert_golden(cross_entropy_and_dice(labels, logits, target, weights, 0.0, True)[1], -(1 * 1 / 2 + 3 * 2 / 3) / 2)
     # with region 1 at logit 1 its mean BCE is (softplus(-1) + softplus(1)) / 2
     logits[:, 0] = 1.0
     bce = (math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 2
-    assert_golden(labels.cross_entropy(logits, target, weights)[0], (bce + 3 * math.log(2)) / 4)
+    assert_golden(cross_entropy_alone(labels, logits, target, weights)[0], (bce + 3 * math.log(2)) / 4)
 
 
 def test_regions_without_weight_and_ignored_voxels() -> None:
@@ -308,10 +307,10 @@ def test_regions_without_weight_and_ignored_voxels() -> None:
     labels = RegionLabels(2, has_ignore_channel=True)
     logits = torch.randn(2, 2, 4, 4, 4, requires_grad=True)
     target = torch.rand(2, 3, 4, 4, 4) > 0.5
-    loss, hits = labels.cross_entropy(logits, target, torch.tensor([1.0, 0.0, 0.0]))
+    loss, hits = cross_entropy_alone(labels, logits, target, torch.tensor([1.0, 0.0, 0.0]))
     assert loss == 0 and hits == 0
     assert torch.equal(torch.autograd.grad(loss, logits)[0], torch.zeros_like(logits))
-    both = labels.cross_entropy_and_dice(logits, target, torch.tensor([0.0, 1.0, 2.0]), 1e-5, True)
+    both = cross_entropy_and_dice(labels, logits, target, torch.tensor([0.0, 1.0, 2.0]), 1e-5, True)
     gradient = torch.autograd.grad(both[0] + both[1], logits)[0]
     assert (gradient[target[:, 2:].expand_as(gradient)] == 0).all()
     assert (gradient[~target[:, 2:].expand_as(gradient)] != 0).all()
@@ -324,7 +323,7 @@ def test_pseudo_labels_and_weights_carry_no_gradient() -> None:
     pseudo = labels.pseudo_label(b)
     assert not pseudo.requires_grad
     weights = torch.rand(4, requires_grad=True)
-    loss = sum(labels.cross_entropy_and_dice(a, pseudo, weights, 1.0, True)[:2])
+    loss = sum(cross_entropy_and_dice(labels, a, pseudo, weights, 1.0, True)[:2])
     gradients = torch.autograd.grad(loss, [a, b, weights], allow_unused=True)
     assert gradients[0].abs().sum() > 0
     assert gradients[1] is None and gradients[2] is None

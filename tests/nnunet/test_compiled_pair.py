@@ -37,7 +37,9 @@ def graphs():
         return graph
 
     torch._dynamo.reset()
-    yield compiled, backend
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=True):
+        allow_graphs_of_all_outputs()
+        yield compiled, backend
     torch._dynamo.reset()
 
 
@@ -83,8 +85,19 @@ def test_compiled_pair_follows_the_switch(graphs):
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-6)
     after_one_epoch = len(compiled)
     assert after_one_epoch <= torch._dynamo.config.recompile_limit
+    assert {size for shape in shapes_of(compiled) for size in shape if not isinstance(size, int)} == set()
     one_epoch(network)
     assert len(compiled) == after_one_epoch  # a second epoch compiles nothing
+
+
+def shapes_of(compiled) -> list[torch.Size]:
+    """Of what goes into the graphs; a graph for batches of any size has a symbol there."""
+    return [
+        node.meta["example_value"].shape
+        for graph in compiled
+        for node in graph.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.Tensor)
+    ]
 
 
 def low_memory_steps(network: nn.Module) -> None:

@@ -113,6 +113,14 @@ def test_missing_and_damaged_are_one_line(folder):
         preprocessed_cases(folder, ["x"])
 
 
+def test_a_damaged_case_costs_nothing_of_the_others(folder, reads):
+    (folder / "y_seg.b2nd").write_bytes(b"x")
+    with pytest.raises(UserError, match="case y"):
+        preprocessed_cases(folder, ["x", "y"])
+    assert preprocessed_cases(folder, ["x"]) == {"x": X}
+    assert reads == ["x", "y"]
+
+
 def test_shapes_of_the_tiny_dataset(tiny_dataset):
     case = preprocessed_cases(tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres", ["case_0"])["case_0"]
     assert case.spacing is not None and len(case.spacing) == 3

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from tiny_data import TINY_PLANS, TinyDataset, make_scan, write_image
 from tiny_training import make_trainer
@@ -17,7 +18,7 @@ from nnunet_dhc.core.annotation_value import count_pair
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network.model_folder import find_model_folder
 from nnunet_dhc.nnunet.ranking.rank_cases import CASE_FOLDER, PairPredictor, RankRequest, order_records, rank_cases
-from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes
+from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes, oriented
 
 CPU = torch.device("cpu")
 # case_5 is labeled in fold 1 only, case_4 has a hidden label in both.
@@ -217,20 +218,31 @@ def test_order_of_records():
 
 
 def test_planes_go_through_the_disagreement():
-    image = np.zeros((6, 7, 8), np.float32)
     a, b = np.zeros((2, 6, 7, 8), np.uint16)
-    a[1:5, 1:6, 1:6] = b[1:5, 1:6, 1:6] = 1
-    a[2, 3, 4] = 2  # a small structure that B misses
-    b[1, 1, 1:3] = 0
-    facts, arrays = disagreement_planes(image, a, b, (1.0, 1.0, 1.0))
-    assert [fact["slice"] for fact in facts] == [3, 4, 5]
-    assert {fact["subject"] for fact in facts} == {2}
-    assert arrays["0_a"][3, 4] == 2
-    assert arrays["1_a"][::-1][2, 4] == 2
-    facts, _ = disagreement_planes(image, a, a, (1.0, 1.0, 1.0))
-    assert len(facts) == 3
-    facts, _ = disagreement_planes(image[:1], np.zeros_like(a[:1]), np.zeros_like(b[:1]), (5.0, 1.0, 1.0))
-    assert len(facts) == 1
+    a[2, 3, 4] = 2
+    facts, arrays = disagreement_planes(np.where(a == 2, 5.0, 0.0), a, b, (1.0, 1.0, 1.0))
+    assert [(fact["slice"], fact["slices"], fact["subject"]) for fact in facts] == [(3, 6, 2), (4, 7, 2), (5, 8, 2)]
+    assert arrays["0_a"][3, 4] == 2 and arrays["0_image"][3, 4] == 255 and not arrays["0_b"].any()
+
+
+@pytest.mark.parametrize("direction", [(1, 0, 0, 0, 1, 0, 0, 0, 1), (-1, 0, 0, 0, -1, 0, 0, 0, 1),
+                                       (0, 0, 1, 1, 0, 0, 0, 1, 0)])
+@pytest.mark.parametrize("backward", [(0, 1, 2), (2, 0, 1)])
+def test_volumes_are_turned_to_the_patient(direction, backward):
+    """The voxel at a place of the patient is at the same place of the turned volume, whatever the file's axes."""
+    stored = np.zeros((3, 4, 5), np.uint8)
+    stored[0, 1, 3] = 1  # (z, y, x) of the file
+    spacing = (3.0, 2.0, 1.0)
+    forward = np.argsort(backward)
+    transposed, spacing_of_plans = stored.transpose(forward), [spacing[axis] for axis in forward]
+    properties = {"sitk_stuff": {"direction": direction, "origin": (0.0, 0.0, 0.0)}}
+    (turned,), turned_spacing = oriented([transposed], spacing_of_plans, backward, properties)
+    picture = sitk.GetImageFromArray(stored)
+    picture.SetSpacing(spacing[::-1])
+    picture.SetDirection(direction)
+    expected = sitk.DICOMOrient(picture, "LPS")
+    assert np.array_equal(turned, sitk.GetArrayFromImage(expected))
+    assert turned_spacing == expected.GetSpacing()[::-1]
 
 
 def test_what_is_chosen_and_how_large_it_is():

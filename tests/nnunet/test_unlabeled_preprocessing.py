@@ -241,6 +241,12 @@ def test_several_channels_and_several_folds(tiny_dataset):
     assert pool.identifiers == ["case_0", "case_2", "case_3", "scan_0", "scan_1", "scan_2"]
 
 
+def _wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+
+
 def test_waits_for_another_process_and_says_so_once(tiny_dataset):
     folder = store_folder(tiny_dataset)
     folder.mkdir()
@@ -249,11 +255,13 @@ def test_waits_for_another_process_and_says_so_once(tiny_dataset):
     with lock:
         thread = threading.Thread(target=lambda: update(tiny_dataset, say=messages.append))
         thread.start()
-        time.sleep(1.5)
+        _wait_until(lambda: messages)
+        time.sleep(1)  # in which a second message could follow
         assert [message for message in messages if "waiting" in message] == messages
         assert len(messages) == 1
         assert not (folder / "manifest.jsonl").exists()
-    thread.join(20)
+    thread.join(60)
+    assert not thread.is_alive()
     assert len(manifest_lines(tiny_dataset)) == 3
 
 
@@ -266,11 +274,12 @@ def test_after_waiting_the_others_work_is_not_repeated(tiny_dataset, tmp_path):
     with FileLock(folder / LOCK_FILE, thread_local=False):
         thread = threading.Thread(target=lambda: update(tiny_dataset, say=messages.append))
         thread.start()
-        time.sleep(1)
+        _wait_until(lambda: messages)
         for path in (tmp_path / "made_by_the_other").iterdir():
             if path.name != LOCK_FILE:
                 shutil.move(path, folder)
-    thread.join(20)
+    thread.join(60)
+    assert not thread.is_alive()
     assert len(messages) == 1 and "waiting" in messages[0]
     assert len(manifest_lines(tiny_dataset)) == 3
 

@@ -182,6 +182,15 @@ def test_plain_folders(tmp_path):
     assert [(row.name, len(row.runs)) for row in found.rows] == [("a", 2), ("b", 1)]
 
 
+def test_a_folder_of_predictions_that_is_none_is_named(tmp_path):
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    with pytest.raises(UserError, match=r"-i .*nowhere is not there: it must be a folder of predictions"):
+        collect_folders([("a", tmp_path / "nowhere")], tmp_path / "reference", djfile)
+    write_volume(tmp_path / "one" / "case.mha", boxes())
+    with pytest.raises(UserError, match=r"holds no \.nii\.gz file, which is file_ending in .*dataset\.json"):
+        collect_folders([("a", tmp_path / "one")], tmp_path / "reference", djfile)
+
+
 def test_a_prediction_without_reference_is_refused(tmp_path):
     djfile = write_json(tmp_path / "dataset.json", dataset_json())
     write_volume(tmp_path / "reference" / "case.nii.gz", boxes())

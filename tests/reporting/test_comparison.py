@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import fields, replace
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from made_up import boxes, dataset_json, write_json, write_volume
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.training.recipe import Recipe
-from nnunet_dhc.reporting import output, verdict
+from nnunet_dhc.reporting import evaluate, output, verdict
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
 from nnunet_dhc.reporting.collection import Row, Run, check_comparable
 from nnunet_dhc.reporting.compare import Options, build_comparison
@@ -462,6 +463,34 @@ def test_stock_with_other_labels_is_no_control():
         rows = [row("stock", "stock", labeled), row("pair", "semi-supervised", 4)]
         parts = verdict.attribution(rows, contrast, STANDARD.metrics[0], "pair")["parts"]
         assert ("everything together, at equal steps" in [part["what"] for part in parts]) == found
+
+
+def test_the_parts_of_a_gain_are_corrected_together():
+    def row(name, role, steps):
+        return {"name": name, "role": role, "facts": {"steps": steps, "seconds": 40.0}, "runs": []}
+
+    found = {("pair", "control"): 0.019, ("control", "stock"): 0.019, ("pair", "stock"): 0.019}
+
+    def contrast(name, against):
+        return {"mean": 0.1, "low": 0.05, "high": 0.15, "n": 20, "p": found[name, against]}
+
+    rows = [row("stock", "stock", 40), row("control", "pair supervised", 40), row("pair", "semi-supervised", 40)]
+    judged = verdict.attribution(rows, contrast, STANDARD.metrics[0], "pair")
+    assert {part["what"]: part["p_holm"] for part in judged["parts"]}["unlabeled data"] == pytest.approx(3 * 0.019)
+    assert {part["claim"] for part in judged["parts"]} == {"no claim"}
+    assert judged["sentence"].count("(no claim)") == 3
+
+
+def die(*_):
+    os._exit(9)
+
+
+def test_a_scoring_process_that_dies_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "_score_pair", die)
+    reference = write_volume(tmp_path / "r.nii.gz", boxes())
+    pairs = [(write_volume(tmp_path / f"p{number}.nii.gz", boxes(number)), reference) for number in range(2)]
+    with pytest.raises(UserError, match=r"lack of memory.*-np 1\); the scores that are finished are kept"):
+        score_pairs(pairs, label_space(dataset_json()), STANDARD, 2, tmp_path)
 
 
 def test_another_protocol_or_other_labels_are_scored_anew(tmp_path):

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from made_up import SPACING_ZYX, boxes, dataset_json, write_volume
 from scipy import ndimage
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.image_files import read_label_map
 from nnunet_dhc.reporting.metrics import score_arrays, score_files
+from nnunet_dhc.reporting.oriented_volumes import read_oriented
 from nnunet_dhc.reporting.protocols import DHC, STANDARD
 from nnunet_dhc.reporting.structures import label_space
 
@@ -181,6 +184,23 @@ def test_values_between_labels_are_refused(tmp_path):
     path = write_volume(tmp_path / "soft.nii.gz", np.full((3, 3, 3), 0.5, dtype=np.float32))
     with pytest.raises(UserError, match="not whole numbers"):
         read_label_map(path)
+
+
+def test_a_sheared_nifti_keeps_its_spacing(tmp_path):
+    """ITK refuses directions that are not orthonormal; nibabel reads such files."""
+    affine = np.diag([1.0, 2.0, 5.0, 1.0])
+    affine[0, 1] = 0.6
+    nibabel.save(nibabel.Nifti1Image(boxes().transpose(), affine), tmp_path / "sheared.nii.gz")
+    voxels, spacing = read_label_map(tmp_path / "sheared.nii.gz")
+    assert np.array_equal(voxels, boxes())
+    assert spacing == pytest.approx((5.0, np.hypot(2.0, 0.6), 1.0))
+
+
+def test_a_tiff_has_the_spacing_of_its_json_file(tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(boxes()), str(tmp_path / "case.tif"))
+    (tmp_path / "case.json").write_text('{"spacing": [5.0, 1.0, 2.0]}')
+    assert read_label_map(tmp_path / "case.tif")[1] == (5.0, 1.0, 2.0)
+    assert read_oriented(tmp_path / "case.tif").spacing == (5.0, 1.0, 2.0)
 
 
 def test_distances_have_the_spacing_of_the_reference(tmp_path):

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nnunet_dhc.reporting.charts import Series, line_chart, nice_range, tick, x_ticks
 from nnunet_dhc.reporting.collect import Selection, collect_trainings
@@ -17,7 +20,7 @@ from nnunet_dhc.reporting.compare import Options
 from nnunet_dhc.reporting.overlays import _colors
 from nnunet_dhc.reporting.page_scores import short_name
 from nnunet_dhc.reporting.page_training import _alarms, _at, dice_courses
-from nnunet_dhc.reporting.pictures import label_colors
+from nnunet_dhc.reporting.pictures import label_colors, label_picture
 from nnunet_dhc.reporting.render_html import render_html
 from nnunet_dhc.reporting.report import build_report
 
@@ -207,6 +210,15 @@ def test_an_alarm_of_several_classes_is_said_once():
         {"epoch": 3, "classes": ["left kidney", "liver"], "text": "Has not appeared."},
         {"epoch": 4, "classes": ["liver"], "text": "Has not appeared."},
         {"epoch": 4, "classes": [], "text": "A and B agree everywhere."}]
+
+
+def test_the_reference_is_outlined_in_white_on_a_prediction():
+    prediction, reference = np.zeros((2, 8, 8), np.uint8)
+    reference[2:6, 2:6] = 1
+    uri = label_picture(prediction, {1: "#E69F00"}, (1.0, 1.0), 8, reference)
+    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGBA"))
+    white = (pixels == 255).all(axis=-1)
+    assert white[2:6, 2:6].sum() == white.sum() == 12  # the edge of 4 x 4, and nothing else
 
 
 def test_a_structure_keeps_its_color_from_slice_to_slice():

@@ -53,6 +53,14 @@ def test_interval_is_close_to_that_of_students_t():
     assert found.high == pytest.approx(high, abs=0.06)
 
 
+def test_intervals_of_a_skewed_sample_are_bias_corrected():
+    values = np.array([0.1, 0.12, 0.15, 0.2, 0.2, 0.3, 0.35, 0.5, 0.9, 2.5])
+    drawn = np.random.default_rng(0).choice(values, (20000, len(values))).mean(axis=1)
+    found = mean_intervals([values])[0]
+    percentile = np.quantile(drawn, [0.025, 0.975])
+    assert found.low > percentile[0] + 0.02 and found.high > percentile[1] + 0.05  # BCa leans to the long tail
+
+
 def test_interval_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(1)
     columns = [rng.normal(0.0, 1.0, size=25) for _ in range(300)]

@@ -278,7 +278,10 @@ def test_a_good_step_in_between_starts_the_count_anew(tiny_dataset):
     poison(trainer, from_step=1, num_steps=1)
     poison(trainer, from_step=3, num_steps=1)
     trainer.run_training()
-    assert log_lines(trainer)[0]["skipped_steps"] == 2
+    line = log_lines(trainer)[0]
+    assert line["skipped_steps"] == 2
+    labeled = (line["losses"]["supervised_a"] + line["losses"]["supervised_b"]) / 2
+    assert trainer.logger.get_value("train_losses", 0) == pytest.approx(labeled)
 
 
 def test_a_gradient_that_overflows_changes_no_weight(tiny_dataset):

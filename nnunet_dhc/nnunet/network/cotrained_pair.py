@@ -77,12 +77,15 @@ def unwrapped(network: nn.Module) -> CoTrainedPair:
 
 
 def allow_graphs_of_all_outputs() -> None:
-    """Let torch.compile keep a graph for every output and size of batch of the pair.
+    """Let torch.compile make a graph of its own for every output and size of batch of the pair.
 
-    Dynamo's own limit is 8. The low-memory mode needs more on its way down to one patch at once, and what comes after
-    the limit runs uncompiled, with a warning alone.
+    Dynamo's limit is 8 graphs. The low-memory mode needs more on its way down to one patch at once, and what comes
+    after the limit runs uncompiled, with a warning alone. At a second size Dynamo would make a graph for any size, for
+    which inductor leaves the layout of convolutions as it is on a GPU (``decide_layout_opt``); stock nnU-Net, whose
+    batches have one size, never gets there.
     """
     config = torch._dynamo.config
+    config.automatic_dynamic_shapes = False
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.5
     setattr(config, limit, max(getattr(config, limit), _MOST_GRAPHS))
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder
 from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
-from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob, CaseTask, preprocess_case
+from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob, CaseResult, CaseTask, preprocessed_arrays
 from nnunet_dhc.nnunet.unlabeled.raw_images import list_image_folder
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import unreadable_case
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import bring_store_up_to_date
@@ -110,19 +109,18 @@ class FolderCases(CaseSource):
         self.description = f"scans of the folder {folder.name}"
         plans_manager, configuration = model.managers()
         self._hash = preprocessing_hash(plans_manager, configuration, model.dataset_json)
-        self._model = model
+        self._job = CaseJob(model.plans, model.configuration, model.dataset_json, folder="", with_nonzero_mask=False)
 
     def made_from(self, identifier: str) -> list[Any]:
         return [self._hash, *map(list, self._cases[identifier].sources)]
 
     def load(self, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
-        with tempfile.TemporaryDirectory() as folder:
-            job = CaseJob(self._model.plans, self._model.configuration, self._model.dataset_json, folder, False)
-            result = preprocess_case(job, CaseTask(self._cases[identifier]))
-            if result.bad is not None:
-                raise LeftOut(result.bad)
-            image = np.asarray(blosc2.open(urlpath=str(result.written["image"]), mode="r")[:])
-            return image, json.loads(Path(str(result.written["properties"])).read_text())
+        result = CaseResult(identifier)
+        arrays = preprocessed_arrays(self._job, CaseTask(self._cases[identifier]), result)
+        if arrays is None:
+            raise LeftOut(result.bad)
+        image, _, properties = arrays
+        return image, properties
 
 
 def _read(folder: str, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:

@@ -43,6 +43,7 @@ def save_extended(save_stock: Callable[[str], None], filename: str, state: dict[
                 torch.save({**checkpoint, STATE_KEY: {"format": FORMAT, **state}}, file)
                 file.flush()
                 os.fsync(file.fileno())
+            del checkpoint  # Windows removes no mapped file
             os.replace(extended, filename)
             sync_folder(os.path.dirname(filename))
         except (OSError, RuntimeError) as error:  # torch's own writer says RuntimeError for a full disk

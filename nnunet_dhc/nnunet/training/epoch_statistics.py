@@ -52,15 +52,24 @@ class TrainingStatistics:
         losses = torch.from_numpy(self._losses).to(device)
         self._losses = sum_across_ranks(losses).cpu().numpy() / num_ranks()
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """Means of the steps that were finite, by term."""
+        return dict(zip(LOSS_TERMS, (self._losses / max(self.finite_steps, 1)).tolist(), strict=True))
+
+    @property
+    def supervised_loss(self) -> float:
+        """Of one sub-network on labeled patches, the mean of A and B."""
+        return (self.losses["supervised_a"] + self.losses["supervised_b"]) / 2
+
     def read(self) -> dict[str, Any]:
         """Values for the epoch log; waits for the device once."""
-        mean = self._losses / max(self.finite_steps, 1)
         shares = [[float("nan")] * self._num_classes] * 2
         if self._counts is not None:
             counts = self._counts.cpu().double()  # in this order: MPS has no float64
             shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).tolist()
         return {
-            "losses": dict(zip(LOSS_TERMS, mean.tolist(), strict=True)),
+            "losses": self.losses,
             "pseudo_label_share_a": shares[0],
             "pseudo_label_share_b": shares[1],
             "unsupervised_gradient_share": self.gradient_share,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from contextlib import contextmanager
@@ -254,7 +255,7 @@ class PairTrainer(ReliableTrainer):
         if not (self.uses_unlabeled and self.recipe.teacher_momentum > 0):
             return
         self.averaged_pair = AveragedPair(self.pair, self.recipe.teacher_momentum)
-        state = (self._checkpoint_state or {}).get("averaged_pair")
+        state = (self._checkpoint_state or {}).pop("averaged_pair", None)
         if state is not None:
             self.averaged_pair.load_state_dict(state)
 
@@ -307,9 +308,11 @@ class PairTrainer(ReliableTrainer):
         self._choose_streams(0)
 
     def on_train_epoch_end(self, train_outputs: list[dict]):
-        super().on_train_epoch_end(train_outputs)
         if self.is_ddp:
             self.statistics.average_losses_across_ranks(self.device)
+        # nnU-Net's curve, beside the one of validation: the total would rise with lambda and the rate of unlabeled
+        # patches, and be NaN for the epoch of one skipped step.
+        super().on_train_epoch_end([{"loss": self.statistics.supervised_loss}])
 
     def schedule(self, epoch: int) -> tuple[float, float]:
         """Lambda of an epoch and the part of its steps that draw unlabeled patches."""
@@ -485,4 +488,4 @@ class PairTrainer(ReliableTrainer):
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         state = read_checkpoint(filename_or_checkpoint, type(self).__name__)
         super().load_checkpoint(filename_or_checkpoint)
-        self._checkpoint_state = state["nnunet_dhc"]
+        self._checkpoint_state = copy.deepcopy(state["nnunet_dhc"])  # `state` maps the file, which is replaced later

@@ -147,8 +147,8 @@ class Recipe:
     paste_side: float = _setting(
         0.0,
         _between(0, 1),
-        "side of the box that unlabeled patches exchange with labeled ones, as a part of the patch; 0 = unlabeled "
-        "patches stay whole",
+        "side of the box of a labeled patch that is pasted into an unlabeled one, as a part of the patch (of half of "
+        "them what lies around the box is); 0 = unlabeled patches stay whole",
     )
     initialization_a: str = _setting("plans", _choice("plans", "kaiming", "xavier"), "initialisation of A")
     initialization_b: str = _setting("plans", _choice("plans", "kaiming", "xavier"), "initialisation of B")

@@ -44,9 +44,9 @@ def seed_everything(*numbers: int) -> None:
 class SeedOncePerWorker(BasicTransform):
     """Give each data worker a state of torch's generator of its own; changes no image.
 
-    batchgenerators seeds NumPy in a worker and leaves torch's generator as the fork copied it, or as every new process
-    has it. batchgeneratorsv2 asks torch whether to apply a transform and which axes to mirror, so all workers, those
-    of the unlabeled patches too, would decide alike for their first patch, their second, and so on.
+    batchgenerators seeds NumPy in a worker and leaves torch's generator as the fork copied it. batchgeneratorsv2 asks
+    torch whether to apply a transform and which axes to mirror, so all forked workers, those of the unlabeled patches
+    too, would decide alike for their first patch, their second, and so on.
     """
 
     def __init__(self) -> None:

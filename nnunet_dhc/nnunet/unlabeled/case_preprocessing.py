@@ -32,6 +32,12 @@ class CaseJob:
     folder: str
     with_nonzero_mask: bool
 
+    def plans_manager(self) -> Any:
+        """nnU-Net's, of these plans."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        return PlansManager(self.plans)
+
 
 @dataclass
 class CaseResult:
@@ -80,7 +86,7 @@ class HashResult:
 
 
 def preprocess_case(job: CaseJob, task: CaseTask) -> CaseResult:
-    """Preprocess one scan with the plans' own preprocessor, without a label, into temporary files.
+    """Preprocess one scan into temporary files.
 
     A scan that was only copied or touched (same voxels, same spacing) is not preprocessed again.
 
@@ -88,11 +94,30 @@ def preprocess_case(job: CaseJob, task: CaseTask) -> CaseResult:
         OSError: The result can't be written (disk full, no permission).
         MemoryError: The scan doesn't fit into memory.
     """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    result = CaseResult(task.case.identifier)
+    arrays = preprocessed_arrays(job, task, result)
+    if arrays is not None:
+        _write(job, task.case, *arrays, result)
+    return result
 
+
+def preprocessed_arrays(
+    job: CaseJob, task: CaseTask, result: CaseResult
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]] | None:
+    """Preprocess one scan with the plans' own preprocessor, without a label.
+
+    Args:
+        result: Takes what is found out about the scan, and what is wrong with it.
+
+    Returns:
+        Image (c, x, y, z), float32, the preprocessor's segmentation, which without a label is the nonzero mask (0
+        inside, -1 outside), and properties; None for a bad scan, or one that was preprocessed before.
+
+    Raises:
+        MemoryError: The scan doesn't fit into memory.
+    """
     case = task.case
-    result = CaseResult(case.identifier)
-    plans_manager = _WatchedPlans(PlansManager(job.plans), job, result, task.known)
+    plans_manager = _WatchedPlans(job.plans_manager(), job, result, task.known)
     configuration_manager = plans_manager.get_configuration(job.configuration_name)
     try:
         preprocessor = configuration_manager.preprocessor_class(verbose=False)
@@ -104,26 +129,27 @@ def preprocess_case(job: CaseJob, task: CaseTask) -> CaseResult:
             plans_manager.image_reader_writer_class().read_images(list(case.files))
     except BadScan as error:
         result.bad = str(error)
-        return result
+        return None
     except _SameImage:
         result.unchanged = True
-        return result
+        return None
     except (MemoryError, OSError):
         raise
     except Exception as error:
         result.bad = f"can't be preprocessed ({type(error).__name__}: {one_line(error)})"
-        return result
-    _write(job, case, configuration_manager.patch_size, data, seg, properties, result)
-    return result
+        return None
+    if not np.isfinite(data).all():
+        result.bad = "has NaN or infinite voxels after preprocessing"
+        return None
+    result.shape = tuple(int(size) for size in data.shape)
+    return data.astype(np.float32, copy=False), seg, properties
 
 
 def hash_case(job: CaseJob, task: HashTask) -> HashResult:
     """Read the images of a labeled or test case, and only these, to compare them with unlabeled ones."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            reader = PlansManager(job.plans).image_reader_writer_class()
+            reader = job.plans_manager().image_reader_writer_class()
             data, properties = reader.read_images(list(task.case.files))
     except MemoryError:
         raise
@@ -195,21 +221,11 @@ class _CheckingReader:
 
 
 def _write(
-    job: CaseJob,
-    case: RawCase,
-    patch_size: list[int],
-    data: np.ndarray,
-    seg: np.ndarray,
-    properties: dict[str, Any],
-    result: CaseResult,
+    job: CaseJob, case: RawCase, data: np.ndarray, seg: np.ndarray, properties: dict[str, Any], result: CaseResult
 ) -> None:
-    if not np.isfinite(data).all():
-        result.bad = "has NaN or infinite voxels after preprocessing"
-        return
-    result.shape = tuple(int(size) for size in data.shape)
-    contents = {"image": (_compressed(data.astype(np.float32, copy=False), patch_size), ".b2nd")}
+    patch_size = job.plans_manager().get_configuration(job.configuration_name).patch_size
+    contents = {"image": (_compressed(data, patch_size), ".b2nd")}
     if job.with_nonzero_mask:
-        # Without a label, the preprocessor's segmentation is the nonzero mask: 0 inside, -1 outside.
         contents["nonzero"] = (_compressed(np.where(seg < 0, -1, 0).astype(np.int8), patch_size), ".b2nd")
     text = json.dumps({"identifier": case.identifier, **properties}, default=_to_json, ensure_ascii=True)
     contents["properties"] = (text.encode(), ".json")
@@ -219,16 +235,11 @@ def _write(
             write_and_sync(path, content)
             result.written[kind] = str(path)
     except BaseException:
-        discard(result)
+        for path in result.written.values():
+            if path is not None:
+                Path(path).unlink(missing_ok=True)
+        result.written.clear()
         raise
-
-
-def discard(result: CaseResult) -> None:
-    """Remove the temporary files of a case that is not going to be recorded."""
-    for path in result.written.values():
-        if path is not None:
-            Path(path).unlink(missing_ok=True)
-    result.written.clear()
 
 
 def _compressed(array: np.ndarray, patch_size: list[int]) -> bytes:
