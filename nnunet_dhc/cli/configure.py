@@ -55,4 +55,5 @@ def run(args: argparse.Namespace) -> None:
         args.d, args.p, args.o, dict(map(parse_setting, args.set)), args.architecture_b_from, args.c, args.overwrite,
         trainer, recipe,
     )
-    print(f"{path}\nuse it with -p {args.o}")
+    unchanged = "" if args.set or args.architecture_b_from else f"a copy of {args.p}, no setting was given; "
+    print(f"{path}\n{unchanged}use it with -p {args.o}")

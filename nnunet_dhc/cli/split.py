@@ -51,8 +51,10 @@ def run(args: argparse.Namespace) -> None:
 
     _refuse_unused(args)
     folds, seeds = 5 if args.folds is None else args.folds, args.seed or [0]
-    if folds < 1 or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError("--folds must be at least 1; --seed takes different numbers from 0")
+    if folds < 1:
+        raise UserError(f"--folds {folds}: at least 1")
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seed {' '.join(map(str, seeds))}: different numbers from 0")
     request = SplitRequest(args.labeled, folds, seeds, args.val, args.groups, args.protocol, args.keep,
                            not args.unstratified)
     result = make_split(args.d, request, dry_run=args.dry_run, strict_from=args.p if args.strict else None,

@@ -16,9 +16,10 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collection import Collection, Row
 from nnunet_dhc.reporting.differences import differences_from, winners
 from nnunet_dhc.reporting.evaluate import score_pairs
+from nnunet_dhc.reporting.image_files import tells_no_spacing
 from nnunet_dhc.reporting.protocols import Protocol, protocol_named
 from nnunet_dhc.reporting.score_tables import RowScores, describe_structures
-from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM
+from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM, MIN_CASES_FOR_INTERVAL
 from nnunet_dhc.reporting.training_curves import training_curves
 from nnunet_dhc.reporting.verdict import attribution, caution, role, verdict
 
@@ -77,7 +78,7 @@ def build_comparison(collection: Collection, options: Options) -> dict[str, Any]
         "winners": winners(tables, protocol, groups, differences),
         "verdict": judged,
         "attribution": attribution(rows, contrast, primary, judged["row"]),
-        "notes": [*(note.text for note in collection.notes), *_statistics_notes(tables)],
+        "notes": [*(note.text for note in collection.notes), *_spacing_note(collection), *_statistics_notes(tables)],
         "training": training_of(collection),
         "overlays": [],
     }
@@ -174,9 +175,16 @@ def _reference_volumes(table: RowScores, cases: Sequence[str], keys: Sequence[st
                    if not np.isnan(matrix[line, column])} for line, case in enumerate(cases)}
 
 
+def _spacing_note(collection: Collection) -> list[str]:
+    if not tells_no_spacing(Path(collection.file_ending)):
+        return []
+    return [f"{collection.file_ending} files tell no spacing: mm are pixels here, and ml thousands of them."]
+
+
 def _statistics_notes(tables: Sequence[RowScores]) -> list[str]:
     notes = [
-        "Intervals: 95 % bootstrap (BCa) with cases resampled; seeds and folds are averaged within a case before. "
+        f"Intervals: 95 % bootstrap (BCa) with cases resampled, from {MIN_CASES_FOR_INTERVAL} cases on; seeds and "
+        "folds are averaged within a case before. "
         "Tests: two-sided Wilcoxon signed-rank on paired cases, corrected by Holm for the number of comparisons of the "
         "same kind (rows as a whole, groups, structures, parts of a gain).",
         f"A difference is claimed only with {MIN_CASES_FOR_CLAIM} cases or more, an interval without 0 and a "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nnunet_dhc.errors import UserError
 
+_PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")
 _TIFF_ENDINGS = (".tif", ".tiff")
 _PLACED_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 
@@ -41,6 +42,11 @@ def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
 def tells_place(path: Path) -> bool:
     """Whether the format keeps spacing, origin and direction in the file itself."""
     return path.name.endswith(_PLACED_ENDINGS)
+
+
+def tells_no_spacing(path: Path) -> bool:
+    """Whether the format is one of pictures, whose pixels have no size in mm; SimpleITK gives them 1 mm."""
+    return path.name.lower().endswith(_PICTURE_ENDINGS)
 
 
 def other_place(first: Path, second: Path) -> str | None:

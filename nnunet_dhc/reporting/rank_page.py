@@ -28,6 +28,7 @@ _NOTES = (
     "mean of both, so that small structures count like large ones.",
     "A structure that neither A nor B finds in a scan counts there with its mean over the other scans; one that both "
     "miss in every scan counts nowhere. What both miss alike is invisible to this score.",
+    "Volumes are in ml with the spacing of the scans; pixels of pictures without one count as 1 mm.",
     "Order: each next scan has the largest (1 - diversity) x score + diversity x distance to the scans before it, in "
     "the space of volumes, disagreements and entropies of the structures.",
     "A score is no promise. The honest comparator is a random choice among scans that contain the structures "

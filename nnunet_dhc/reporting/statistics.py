@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+MIN_CASES_FOR_INTERVAL = 4  # three cases can be drawn in ten ways only, and two often give a width of nearly 0
 MIN_CASES_FOR_CLAIM = 6  # with five cases a two-sided signed-rank test can't fall below p = 0.0625
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -23,7 +24,7 @@ _SEED = 20230816
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` cases with its bootstrap interval; the bounds are None below two cases."""
+    """A mean over ``n`` cases with its bootstrap interval; the bounds are None below four cases."""
 
     mean: float | None
     low: float | None
@@ -161,7 +162,7 @@ def _bootstrap(n: int, statistic: Callable[[NDArray[np.int64]], Array]) -> tuple
     """BCa bounds of each output of a statistic of resampled cases; percentile bounds where BCa is undefined."""
     from scipy import stats
 
-    if n < 2:
+    if n < MIN_CASES_FOR_INTERVAL:
         return None
 
     def of_cases(cases: NDArray[np.int64], axis: int = -1) -> Array:

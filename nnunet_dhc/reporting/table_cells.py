@@ -61,7 +61,7 @@ def number(value: float | None, metric: dict[str, Any], signed: bool = False) ->
 
 
 def interval_cell(found: dict[str, Any], metric: dict[str, Any], signed: bool = False) -> str:
-    """``[low, high]``, or nothing below two cases."""
+    """``[low, high]``, or nothing below four cases."""
     if found["low"] is None:
         return ""
     return f"[{number(found['low'], metric, signed)}, {number(found['high'], metric, signed)}]"
@@ -96,7 +96,10 @@ def or_dash(value: Any) -> str:
 
 
 def count(value: float | None) -> str:
-    return DASH if value is None else f"{value:,.0f}"
+    """A number of things; a mean over folds may lie between two."""
+    if value is None:
+        return DASH
+    return f"{value:,.0f}" if float(value).is_integer() or value >= 100 else f"{value:,.1f}"
 
 
 def duration(seconds: float | None) -> str:

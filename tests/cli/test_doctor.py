@@ -8,7 +8,9 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tiny_data import write_image
 
 from nnunet_dhc._autoload import shim_folder
 from nnunet_dhc.cli.main import main
@@ -140,6 +142,18 @@ def test_dataset(tiny_dataset):
     labeled = tiny_dataset.labeled
     tiny_dataset.write_split([{"train": labeled[:2], "val": labeled[2:3], "unlabeled": labeled[3:]}])
     assert "fold 0: 2 labeled, 6 unlabeled, 1 validation cases" in "\n".join(map(str, check_dataset("999")))
+
+
+def test_excluded_scans_are_neither_broken_nor_counted(tiny_dataset):
+    (tiny_dataset.images_un / "notes.txt").write_text("not an image")
+    write_image(tiny_dataset.images_un / "zero_0000.nii.gz", np.zeros((28, 26, 24), np.int16))
+    assert _broken(check_dataset("999"))
+    assert main(["preprocess", "-d", "999", "-c", "3d_fullres", "-p", "nnUNetPlansTiny", "--skip-bad"]) == 0
+    findings = check_dataset("999")
+    assert not _broken(findings)
+    text = "\n".join(map(str, findings))
+    assert "imagesUn: 3 scans" in text
+    assert "excluded as bad: imagesUn/notes.txt, zero; bad_cases.json says why" in text
 
 
 def test_dataset_gone_wrong(tiny_dataset):

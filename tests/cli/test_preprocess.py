@@ -72,9 +72,9 @@ def test_skip_bad(tiny_dataset, capsys):
 @pytest.mark.parametrize(
     ("arguments", "needle"),
     [
-        (["-d", "998", "-c", "3d_fullres"], "no single dataset 998"),
-        (["-d", "x", "-c", "3d_fullres"], "no single dataset x"),
-        (["-d", "Dataset998_Gone", "-c", "3d_fullres"], "does not exist"),
+        (["-d", "998", "-c", "3d_fullres"], "there is no dataset 998"),
+        (["-d", "x", "-c", "3d_fullres"], "there is no dataset x"),
+        (["-d", "Dataset998_Gone", "-c", "3d_fullres"], "(found: Dataset999_Tiny)"),
         (["-d", "999", "-c", "4d"], "choose from 2d, 3d_fullres"),
         (["-d", "999", "-c", "2d", "-p", "OtherPlans"], "OtherPlans.json does not exist"),
         (["-d", "999", "-c", "2d", "-f", "7"], "Fold 7 is not in"),

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import SimpleITK
 from bring_up_to_date import manifest_lines, store_folder, update
+from PIL import Image
 from tiny_data import make_scan, write_image
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.unlabeled import case_preprocessing
 from nnunet_dhc.nnunet.unlabeled.nifti_integrity import damage_of_nifti
-from nnunet_dhc.nnunet.unlabeled.scan_checks import BadScan, check_voxels, read_checked
+from nnunet_dhc.nnunet.unlabeled.scan_checks import BadScan, read_checked
 
 
 def add(dataset, name: str, array: np.ndarray, spacing=(1.0, 1.0, 1.0)) -> None:
@@ -164,7 +165,7 @@ def test_channels_at_another_origin_are_a_note_as_for_nnunet(tiny_dataset, capsy
     SimpleITK.WriteImage(image, path)
     capsys.readouterr()
     pool = update(tiny_dataset, plans=plans)
-    assert pool.notes == ["Its channels differ in origin in 1 scans: scan_1."]
+    assert pool.notes == ["Its channels differ in origin in 1 scan: scan_1."]
     assert "WARNING" not in capsys.readouterr().out
 
 
@@ -269,7 +270,17 @@ def test_no_memory_is_one_line_with_advice(tiny_dataset, monkeypatch):
     assert "out of memory" in message and "-np 1" in message
 
 
-def test_a_scan_may_have_an_empty_channel():
-    image = np.arange(2 * 27, dtype=np.float32).reshape(2, 3, 3, 3)
-    image[1] = 0
-    check_voxels(image, {"spacing": [1.0, 1.0, 1.0]}, 2, False, 2)
+def test_a_scan_may_have_an_empty_channel_and_it_is_said(tiny_dataset):
+    plans = two_channels(tiny_dataset)
+    add(tiny_dataset, "scan_1_0001", np.zeros((28, 26, 24), np.float32))
+    pool = update(tiny_dataset, plans=plans)
+    assert pool.identifiers == tiny_dataset.unlabeled
+    assert "Channel _0001 is constant, as if it were missing, in 1 scan: scan_1." in pool.notes
+
+
+def test_a_gray_picture_in_a_dataset_of_colors(tmp_path):
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a_0000.png")
+    with pytest.raises(BadScan, match=r"has 1 channel, dataset.json names 3: convert it"):
+        read_checked(NaturalImage2DIO(), [str(tmp_path / "a_0000.png")], 3, True, [])

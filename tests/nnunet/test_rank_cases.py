@@ -19,6 +19,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network.model_folder import find_model_folder
 from nnunet_dhc.nnunet.ranking.rank_cases import CASE_FOLDER, PairPredictor, RankRequest, order_records, rank_cases
 from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes, oriented
+from nnunet_dhc.nnunet.ranking.rank_sources import StoreCases
 
 CPU = torch.device("cpu")
 # case_5 is labeled in fold 1 only, case_4 has a hidden label in both.
@@ -135,6 +136,14 @@ def test_each_sub_network_alone_and_folds_averaged(trained):
 @pytest.mark.slow
 def test_a_case_labeled_in_one_of_the_folds_is_not_ranked(trained, tmp_path):
     assert sorted(rank(tmp_path / "out", folds=[0, 1])["cases"]) == [case for case in UNLABELED if case != "case_5"]
+
+
+def test_a_case_that_a_model_has_trained_on_is_not_ranked_though_the_split_has_changed(trained):
+    model = find_model_folder(999, "nnUNetTrainerDHC", TINY_PLANS, "3d_fullres")
+    trained.write_split([{"train": ["case_3"], "val": ["case_2"], "unlabeled": ["case_0", "case_4"]}])
+    source = StoreCases(model, [0], 0, print)
+    assert source.identifiers == ["case_4", *trained.unlabeled]
+    assert source.left_out == {"case_0": "had a label when this model was trained"}
 
 
 @pytest.mark.slow

@@ -80,6 +80,11 @@ def test_constant_and_single_values():
     assert (single.mean, single.low, single.high, single.n) == (2.0, None, None, 1)
 
 
+def test_three_cases_have_no_interval():
+    three, four = mean_intervals([np.array([0.1, 0.2, 0.3, np.nan]), np.array([0.1, 0.2, 0.3, 0.4])])
+    assert three.low is None and four.low < four.mean < four.high
+
+
 def test_class_means_are_averaged_over_classes_not_over_values():
     # Class 1 has one value only: (mean(0, 0, 0) + 1) / 2, not 1 / 4.
     matrix = np.array([[0.0, 1.0], [0.0, np.nan], [0.0, np.nan]])

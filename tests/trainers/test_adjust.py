@@ -154,7 +154,8 @@ def test_one_validation_case_is_not_enough(dataset, capsys):
     dataset.write_split([{**FOLD, "val": ["case_2"]}])
     train(dataset)
     assert main(COMMAND) == 2
-    assert "fold 0 has 1 validation cases; to see whether offsets help it takes 2" in capsys.readouterr().err
+    assert "fold 0 has 1 validation case; to see whether offsets help it takes 2: leave it out of -f" in \
+        capsys.readouterr().err
 
 
 @pytest.mark.slow

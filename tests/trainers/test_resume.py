@@ -224,6 +224,17 @@ def test_a_training_case_does_not_become_a_validation_case(tiny_dataset, trained
     resumed(tiny_dataset, trainer).run_training()
 
 
+def test_a_finished_training_validates_no_case_that_it_has_trained_on(tiny_dataset):
+    """``--val``, and ``--c`` of what is finished, come here without a look at the split."""
+    make_trainer(tiny_dataset, num_epochs=1).run_training()
+    tiny_dataset.write_split([{"train": ["case_0", "case_2"], "val": ["case_1"], "unlabeled": FOLD["unlabeled"]}])
+    trainer = make_trainer(tiny_dataset, num_epochs=1)
+    trainer.initialize()
+    with pytest.raises(UserError, match=r"splits_final.json now has case_1 for validation, on which this run has"):
+        trainer.perform_actual_validation()
+    assert not Path(trainer.output_folder, "validation").exists()
+
+
 def test_a_new_validation_case_is_no_leak(tiny_dataset):
     trainer = make_trainer(tiny_dataset)
     stop_in_epoch(trainer, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, locate_datase
 from nnunet_dhc.nnunet.health.health import Finding
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, default_folds, name_some, number_of_folds, read_fold_cases
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, list_image_folder, training_identifiers
-from nnunet_dhc.nnunet.unlabeled.unlabeled_store import READY, UnlabeledStore
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import BAD_CASES_FILE, EXCLUDED, READY, UnlabeledStore
 
 
 def check_dataset(dataset: str | int) -> list[Finding]:
@@ -71,12 +72,28 @@ def _images_un(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[int
         return 0, [Finding("note", IMAGES_UN, "no such folder; unlabeled scans can also come from the key "
                                               f'"unlabeled" of {SPLITS_FILE}')]
     cases = list_image_folder(folder, dataset_json)
-    bad = [f"{case.identifier} ({case.problem})" for case in cases.values() if case.problem]
-    findings = [Finding("ok" if len(cases) > len(bad) else "note", IMAGES_UN, f"{len(cases) - len(bad)} scans")]
+    excluded = _excluded(places).intersection(cases)
+    bad = [f"{case.identifier} ({case.problem})" for name, case in cases.items()
+           if case.problem and name not in excluded]
+    usable = len(cases) - len(bad) - len(excluded)
+    findings = [Finding("ok" if usable else "note", IMAGES_UN, f"{usable} scans")]
+    if excluded:
+        findings.append(Finding("note", IMAGES_UN, f"excluded as bad: {name_some(sorted(excluded), 3)}; "
+                                                   f"{BAD_CASES_FILE} says why"))
     if bad:
         findings.append(Finding("broken", IMAGES_UN, name_some(bad, 3), "repair or remove, or use "
                                                                         "nnunet_dhc preprocess --skip-bad"))
-    return len(cases) - len(bad), findings
+    return usable, findings
+
+
+def _excluded(places: DatasetPlaces) -> set[str]:
+    """Scans that ``--skip-bad`` recorded, with any plans."""
+    excluded = set()
+    for folder in places.preprocessed.glob("*_unlabeled"):
+        with suppress(UserError):  # said where the plans are
+            entries = UnlabeledStore(folder).entries.values()
+            excluded |= {entry.identifier for entry in entries if entry.status == EXCLUDED}
+    return excluded
 
 
 def _plans(places: DatasetPlaces) -> dict[str, dict[str, Any]]:

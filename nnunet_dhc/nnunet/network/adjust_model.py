@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +75,7 @@ def adjust_model(
     Raises:
         UserError: No validation cases of its own, preprocessed data gone, or a network without the layer.
     """
-    if fold == "all":
-        raise UserError("-f all: its validation cases were trained on, so they can't tell; adjust a numbered fold")
-    cases = ValidationCases(model, fold, "bring the preprocessed data back")
-    if len(cases.identifiers) < 2:
-        raise UserError(
-            f"fold {fold} has {len(cases.identifiers)} validation cases; to see whether offsets help it takes 2"
-        )
+    cases = _validation_cases(model, fold)
     predictor = trained_predictor(model.path, fold, checkpoint_name, device)
     biases = _output_biases(predictor.network)
     reduced = []
@@ -118,18 +113,33 @@ def adjust_folds(
     say: Callable[[str], None] = print,
 ) -> None:
     """``adjust_model`` for each fold, and what it found in a table."""
-    model.require_checkpoints(folds, checkpoint_name)
     if checkpoint_name == ADJUSTED:
         raise UserError(f"-chk {ADJUSTED} has offsets already: give the checkpoint that it was made from")
+    if "all" in folds:
+        raise UserError("-f all: its validation cases were trained on, so they can't tell; adjust numbered folds")
+    model.require_checkpoints(folds, checkpoint_name)
+    for fold in folds:  # all of them before the first one is predicted
+        _validation_cases(model, fold)
     for fold in folds:
         found = adjust_model(model, fold, checkpoint_name, device)
         say(_table(found))
         useless = "" if found.helps else ", without offsets: chosen on some validation cases, they don't help on others"
         say(f"{model.checkpoint(fold, ADJUSTED)} written{useless}")
     say(
-        f"Predict with: nnUNetv2_predict -d {model.dataset} -c {model.configuration} -tr {model.trainer} "
+        f"Predict with: nnUNetv2_predict -d {shlex.quote(model.dataset)} -c {model.configuration} -tr {model.trainer} "
         f"-p {model.plans_identifier} -f {' '.join(map(str, folds))} -chk {ADJUSTED} -i IMAGES -o OUT"
     )
+
+
+def _validation_cases(model: ModelFolder, fold: int | str) -> ValidationCases:
+    cases = ValidationCases(model, fold, "bring the preprocessed data back")
+    count = len(cases.identifiers)
+    if count < 2:
+        raise UserError(
+            f"fold {fold} has {count} validation case{'s' if count != 1 else ''}; to see whether offsets help it takes "
+            "2: leave it out of -f, here and for nnUNetv2_predict"
+        )
+    return cases
 
 
 def _reduce(logits: Tensor, reference: Tensor, labels: LabelManager) -> list[CaseLogits]:

@@ -36,6 +36,7 @@ from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_
 from nnunet_dhc.nnunet.network.predictor import new_predictor
 from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes, oriented
 from nnunet_dhc.nnunet.ranking.rank_sources import CaseSource, FolderCases, LeftOut, StoreCases
+from nnunet_dhc.nnunet.unlabeled.case_preprocessing import is_2d_dataset
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import file_stem
 
 CASE_FOLDER = ".cases"
@@ -116,10 +117,15 @@ class PairPredictor:
         return np.asarray(self.label_manager.convert_logits_to_segmentation(logits.float())).astype(np.uint16)
 
     def spacing(self, properties: dict[str, Any]) -> list[float]:
-        """Spacing of preprocessed voxels, in mm; a 2D configuration keeps the scan's own distance of slices."""
+        """Spacing of preprocessed voxels, in mm; a 2D configuration keeps the scan's own distance of slices.
+
+        Pixels of a picture count as 1 mm: nnU-Net has 999 there for the distance of slices.
+        """
         target = [float(value) for value in self.configuration_manager.spacing]
         if len(target) == 3:
             return target
+        if is_2d_dataset(self.plans_manager.plans):
+            return [1.0, *target]
         return [float(properties["spacing"][self.plans_manager.transpose_forward[0]]), *target]
 
 

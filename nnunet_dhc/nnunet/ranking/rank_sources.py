@@ -17,6 +17,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder
 from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
+from nnunet_dhc.nnunet.training.run_record import RunRecord
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob, CaseResult, CaseTask, preprocessed_arrays
 from nnunet_dhc.nnunet.unlabeled.raw_images import list_image_folder
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import unreadable_case
@@ -57,7 +58,8 @@ class CaseSource(ABC):
 class StoreCases(CaseSource):
     """The dataset's own unlabeled cases: those of ``imagesUn`` and of the key "unlabeled" of the folds.
 
-    A case that one of the folds trains on or validates with has a label already, so it is not ranked.
+    A case that one of the folds trains on or validates with has a label already, so it is not ranked, whether that is
+    so in the present split file or was when the fold was trained.
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class StoreCases(CaseSource):
         )
         with_label = {case for fold in fold_cases for case in (*fold.labeled, *fold.validation)}
         self.folder = pool.folder
-        self.identifiers = sorted(set(pool.identifiers) - with_label)
-        self.left_out = dict(pool.excluded)
+        unlabeled = set(pool.identifiers) - with_label
+        had_label = unlabeled & _recorded_with_label(model, folds)
+        self.identifiers = sorted(unlabeled - had_label)
+        self.left_out = {**pool.excluded, **dict.fromkeys(had_label, "had a label when this model was trained")}
         self.description = "unlabeled cases of the dataset"
         self._entries = UnlabeledStore(pool.folder).entries
 
@@ -121,6 +125,15 @@ class FolderCases(CaseSource):
             raise LeftOut(result.bad)
         image, _, properties = arrays
         return image, properties
+
+
+def _recorded_with_label(model: ModelFolder, folds: Sequence[int | str]) -> set[str]:
+    """Cases that the trainings used with their labels, whatever the split file says now."""
+    found = set()
+    for fold in folds:
+        cases = RunRecord(model.fold_folder(fold)).read().get("cases", {})
+        found.update(cases.get("labeled", ()), cases.get("validation", ()))
+    return found
 
 
 def _read(folder: str, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:

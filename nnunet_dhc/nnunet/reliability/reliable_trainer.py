@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shlex
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -218,7 +219,5 @@ class ReliableTrainer(nnUNetTrainer):
 
     @property
     def _preprocess_command(self) -> str:
-        return (
-            f"nnUNetv2_preprocess -d {self.plans_manager.dataset_name} -plans_name {self.plans_manager.plans_name} "
-            f"-c {self.configuration_name}"
-        )
+        dataset, plans = shlex.quote(self.plans_manager.dataset_name), self.plans_manager.plans_name
+        return f"nnUNetv2_preprocess -d {dataset} -plans_name {plans} -c {self.configuration_name}"

@@ -185,7 +185,8 @@ def read_groups(path: Path, identifiers: Sequence[str]) -> dict[str, str]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read ({error}): it must be a CSV file with identifier,group") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} can't be read ({reason}): it must be a CSV file with identifier,group") from error
     if not rows or not {"identifier", "group"} <= set(rows[0]):
         raise UserError(f"{path} must have a first line with the columns identifier,group and one line per case")
     groups: dict[str, str] = {}

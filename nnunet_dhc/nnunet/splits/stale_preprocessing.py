@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,6 @@ def refuse_stale_cases(
         raise UserError(
             f"{name_some(stale)} in {folder} {'was' if len(stale) == 1 else 'were'} preprocessed with another spacing "
             f"than {plans_manager.plans_name} has now, and unlabeled scans would get the new one: run "
-            f"nnUNetv2_preprocess -d {plans_manager.dataset_name} -plans_name {plans_manager.plans_name} "
+            f"nnUNetv2_preprocess -d {shlex.quote(plans_manager.dataset_name)} -plans_name {plans_manager.plans_name} "
             f"-c {configuration}"
         )

@@ -37,7 +37,7 @@ from nnunet_dhc.nnunet.training.host_memory import keep_freed_memory
 from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, mirroring_note
 from nnunet_dhc.nnunet.training.objective import build_objective, class_names
 from nnunet_dhc.nnunet.training.paired_loader import PairedLoader
-from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data
+from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data, refuse_trained_validation_cases
 from nnunet_dhc.nnunet.training.recipe import Recipe, changed_since, recipe_from_plans
 from nnunet_dhc.nnunet.training.run_files import RunFiles
 from nnunet_dhc.nnunet.training.step_mode import StepMode
@@ -267,7 +267,7 @@ class PairTrainer(ReliableTrainer):
         changes = self.data.changes_since(state["data"])
         if changes:
             if self.fold != "all":  # there every case is a validation case, too
-                self.data.refuse_trained_validation_cases(self.files.recorded_cases, self._resume_command)
+                self._refuse_trained_validation_cases()
             self.data = replace(self.data, warnings=(*self.data.warnings, changes))
         plans_before = self.my_init_kwargs["plans"]  # nnU-Net has put the checkpoint's there
         settings = changed_since(self.recipe, state["recipe"], plans_before, self.plans_manager.plans)
@@ -277,12 +277,22 @@ class PairTrainer(ReliableTrainer):
                 f"version of nnunet_dhc ({'; '.join(settings)}). The run goes on with the new one"
             )
 
+    def _refuse_trained_validation_cases(self) -> None:
+        validation = self._fold_cases().validation
+        refuse_trained_validation_cases(validation, self.files.recorded_cases, self._resume_command)
+
     def run_training(self):
         if self.current_epoch >= self.num_epochs:
             self.print_to_log_file(f"This training is finished ({self.num_epochs} epochs); nothing to continue.")
             self.remove_leftovers()
             return
         super().run_training()
+
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        with self._ending_well("the final validation"):
+            if self.fold != "all":
+                self._refuse_trained_validation_cases()  # --val, and --c of a finished training, check nothing before
+        super().perform_actual_validation(save_probabilities)
 
     def on_train_end(self):
         super().on_train_end()

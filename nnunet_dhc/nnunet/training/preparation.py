@@ -61,22 +61,25 @@ class TrainingData:
             f"the list of cases ({', '.join(changed)}) is not what this run started with; it goes on with the new one"
         )
 
-    def refuse_trained_validation_cases(self, recorded: Mapping[str, Sequence[str]], resume: str) -> None:
-        """Raise if a validation case was a training case when this run was last started.
 
-        Args:
-            recorded: Lists of cases in the run's record, empty if there is none.
-            resume: The command that continues.
-        """
-        trained_on = {*recorded.get("labeled", ()), *recorded.get("unlabeled", ())}
-        new = set(self.cases.validation).difference(recorded.get("validation", ()))
-        leaking = sorted(trained_on & new)
-        if leaking:
-            raise UserError(
-                f"{SPLITS_FILE} now has {name_some(leaking)} for validation, on which this run has trained, so its "
-                f"scores would be no scores on unseen images: put the split file that it started with back and "
-                f"continue with: {resume}; or start anew without --c"
-            )
+def refuse_trained_validation_cases(
+    validation: Sequence[str], recorded: Mapping[str, Sequence[str]], resume: str
+) -> None:
+    """Raise if a validation case was a training case when this run was last started.
+
+    Args:
+        validation: Cases that are to be validated now.
+        recorded: Lists of cases in the run's record, empty if there is none.
+        resume: The command that continues.
+    """
+    trained_on = {*recorded.get("labeled", ()), *recorded.get("unlabeled", ())}
+    leaking = sorted(trained_on & set(validation).difference(recorded.get("validation", ())))
+    if leaking:
+        raise UserError(
+            f"{SPLITS_FILE} now has {name_some(leaking)} for validation, on which this run has trained, so its "
+            f"scores would be no scores on unseen images: put the split file that it started with back and "
+            f"continue with: {resume}; or start anew without --c"
+        )
 
 
 def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabeled: bool) -> TrainingData:

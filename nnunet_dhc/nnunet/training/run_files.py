@@ -170,11 +170,13 @@ class RunFiles:
 
     @staticmethod
     def _print(trainer: PairTrainer, line: dict) -> None:
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in line["losses"].items())
-        trainer.print_to_log_file(f"lambda {line['lambda']:.5f}  {losses}")
+        unlabeled = trainer.uses_unlabeled
+        terms = [f"{name} {value:.4f}" for name, value in line["losses"].items()
+                 if unlabeled or not name.startswith("unsupervised")]
+        trainer.print_to_log_file("  ".join([f"lambda {line['lambda']:.5f}", *terms] if unlabeled else terms))
+        share = f"unsupervised share of the gradient {line['unsupervised_gradient_share']:.3f}  " if unlabeled else ""
         trainer.print_to_log_file(
-            f"agreement of A and B {line['agreement']:.3f}  unsupervised share of the gradient "
-            f"{line['unsupervised_gradient_share']:.3f}  waiting for data {line['seconds']['loading']:.1f} s"
+            f"agreement of A and B {line['agreement']:.3f}  {share}waiting for data {line['seconds']['loading']:.1f} s"
         )
         for name in ("skipped_steps", "amp_overflow_steps", "empty_cross_entropies"):
             if line[name]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, number_of_folds, read_fold_cases
 from nnunet_dhc.nnunet.splits.preprocessed_cases import preprocessed_cases
 from nnunet_dhc.nnunet.splits.stale_preprocessing import refuse_stale_cases
@@ -98,19 +99,7 @@ def folds_to_prepare(
 
 def dataset_folder(dataset: str | int) -> Path:
     """Folder of a dataset in ``nnUNet_preprocessed``."""
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
-    root = os.environ.get("nnUNet_preprocessed")
-    if not root:
-        raise UserError("nnUNet_preprocessed is not set: export it as nnU-Net's documentation says.")
-    try:
-        base = Path(root) / maybe_convert_to_dataset_name(dataset)
-    except (RuntimeError, ValueError) as error:
-        found = sorted(path.name for path in Path(root).glob("Dataset*"))
-        raise UserError(
-            f"There is no single dataset {dataset} in {root} (found: {', '.join(found) or 'none'}): give -d as a "
-            "number or as the folder's name."
-        ) from error
+    base = locate_dataset(dataset).preprocessed
     if not base.is_dir():
         raise UserError(f"{base} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset} first.")
     return base

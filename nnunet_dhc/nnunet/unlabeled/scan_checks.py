@@ -49,7 +49,12 @@ def read_checked(reader: Any, image_files: list[str], num_channels: int, dataset
     for what in ("origin", "direction", "affines"):
         if "WARNING" in printed.getvalue() and what in printed.getvalue():
             warnings.append(f"its channels differ in {what.rstrip('s')}")
+    if "NaturalImage" in type(reader).__name__ and data.shape[0] != num_channels:  # one file holds all channels
+        raise BadScan(f"has {_channels(data.shape[0])}, dataset.json names {num_channels}: convert it")
     check_voxels(data, properties, num_channels, dataset_is_2d, len(image_files))
+    for number, channel in enumerate(data):
+        if channel.min() == channel.max():
+            warnings.append(f"channel _{number:04d} is constant, as if it were missing,")
     return data, properties
 
 
@@ -107,6 +112,10 @@ def _reading_failure(error: Exception, printed: str, num_files: int) -> str:
     if "concatenate" in str(error) and num_files > 1:
         return "has channels that differ in shape"
     return f"can't be read ({one_line(error)})"
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
 
 
 def _shape(data: np.ndarray) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import closing
@@ -26,10 +27,9 @@ from nnunet_dhc.nnunet.unlabeled.case_preprocessing import (
 from nnunet_dhc.nnunet.unlabeled.leak_check import LabeledHashes
 from nnunet_dhc.nnunet.unlabeled.odd_scans import why_odd
 from nnunet_dhc.nnunet.unlabeled.raw_images import RawCase
-from nnunet_dhc.nnunet.unlabeled.unlabeled_store import EXCLUDED, READY, StoreEntry, UnlabeledStore
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import BAD_CASES_FILE, EXCLUDED, READY, StoreEntry, UnlabeledStore
 from nnunet_dhc.nnunet.unlabeled.worker_pool import run_over_cases, sensible_processes
 
-BAD_CASES_FILE = "bad_cases.json"
 _NAMED_BAD_CASES = 10
 _HASHES_SAVED_AT_ONCE = 20  # all are written each time, and a killed process loses no more than these
 
@@ -162,7 +162,8 @@ class StoreUpdate:
         if unchanged:
             self.say(f"{unchanged} of them have the same voxels as before and were not preprocessed again.")
         for text, identifiers in warned.items():
-            self.notes.append(f"{text.capitalize()} in {len(identifiers)} scans: {name_some(sorted(identifiers), 5)}.")
+            scans = f"{len(identifiers)} scan{'s' if len(identifiers) > 1 else ''}"
+            self.notes.append(f"{text.capitalize()} in {scans}: {name_some(sorted(identifiers), 5)}.")
 
     def _work_on(
         self,
@@ -183,7 +184,7 @@ class StoreUpdate:
         processes = sensible_processes(len(tasks), num_bytes, self.num_processes)
         title = "Preprocessing unlabeled cases" if to_preprocess else "Comparing with labeled cases"
         if to_preprocess and to_hash:
-            title = f"{len(to_preprocess)} unlabeled cases, and {len(to_hash)} labeled ones to compare with"
+            title = f"{len(to_preprocess)} unlabeled cases, and {len(to_hash)} others to compare with"
         unread, early = len(to_hash), []
         with (
             tqdm(total=len(tasks), desc=title, disable=not self.show_progress or not tasks) as bar,
@@ -253,7 +254,7 @@ class StoreUpdate:
         more = f"; and {rest} more" if rest else ""
         plans = self.job.plans
         command = (
-            f"nnunet_dhc preprocess -d {plans['dataset_name']} -c {self.job.configuration_name} "
+            f"nnunet_dhc preprocess -d {shlex.quote(plans['dataset_name'])} -c {self.job.configuration_name} "
             f"-p {plans['plans_name']} --skip-bad"
         )
         return UserError(

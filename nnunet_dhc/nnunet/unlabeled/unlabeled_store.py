@@ -23,6 +23,7 @@ from nnunet_dhc.nnunet.atomic_files import sync_folder
 from nnunet_dhc.nnunet.unlabeled.raw_images import Source
 
 MANIFEST_FILE = "manifest.jsonl"
+BAD_CASES_FILE = "bad_cases.json"
 READY, EXCLUDED = "ready", "excluded"
 REMOVED = "removed"  # from imagesUn; its files stay, in case it is put back
 
