@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     if folds < 1:
         raise UserError(f"--folds {folds}: at least 1")
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seed {' '.join(map(str, seeds))}: different numbers from 0")
+        raise UserError(f"--seed {' '.join(map(str, seeds))}: give each seed once, 0 or higher")
     request = SplitRequest(args.labeled, folds, seeds, args.val, args.groups, args.protocol, args.keep,
                            not args.unstratified)
     result = make_split(args.d, request, dry_run=args.dry_run, strict_from=args.p if args.strict else None,

@@ -20,6 +20,7 @@ from nnunet_dhc.demo.small_plans import write_small_plans
 from nnunet_dhc.demo.steps import Steps
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_file
+from nnunet_dhc.nnunet.health.dataset_places import id_of
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE
 from nnunet_dhc.nnunet.training.run_record import content_hash
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN
@@ -101,9 +102,9 @@ class _Dataset:
         self.source = options.data.resolve() if options.data else None
         self.split = options.split.resolve() if options.split else None
         self.name = self.source.name if self.source else f"Dataset{PHANTOM_ID:03d}_AbdomenPhantom"
-        if not re.fullmatch(r"Dataset\d{3}_\w+", self.name):
+        if not re.fullmatch(r"Dataset\d{3,}_\w+", self.name):
             raise UserError(f"--data {self.source}: the folder must be named like Dataset123_Name")
-        self.number = str(int(self.name[7:10]))
+        self.number = str(id_of(self.name))
         self.raw = output / "raw" / self.name
         self.preprocessed = output / "preprocessed" / self.name
 

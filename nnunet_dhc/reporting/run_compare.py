@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def _named_folders(texts: Sequence[str]) -> list[tuple[str, Path]]:
 def _named_folder(text: str) -> tuple[str, Path]:
     name, separator, folder = text.partition("=")
     if not separator:
-        return Path(text).resolve().name, Path(text)
+        return Path(os.path.abspath(text)).name, Path(text)  # of "." too, and of a link its own name
     if not name or not folder:
         raise UserError(f"-i {text} is not NAME=DIR.")
     return name, Path(folder)

@@ -78,7 +78,8 @@ def class_mean_interval(matrix: Array, weights: Sequence[Sequence[int]]) -> list
     points = statistic(np.arange(len(matrix)))
     bounds = _bootstrap(len(matrix), statistic)
     sizes = [int((~np.isnan(matrix[:, list(columns)])).any(axis=1).sum()) for columns in weights]
-    return [_interval(float(points[row]), bounds, row, sizes[row]) for row in range(len(weights))]
+    return [_interval(float(points[row]), bounds if size >= MIN_CASES_FOR_INTERVAL else None, row, size)
+            for row, size in enumerate(sizes)]
 
 
 def wilcoxon_p(differences: Array, mean: float | None) -> float | None:

@@ -141,7 +141,8 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
 
     def add(what: str, row: dict[str, Any], against: dict[str, Any], **more: Any) -> None:
         names = row["name"], against["name"]
-        contrasts.setdefault(names, contrast(*names))
+        if names not in contrasts:
+            contrasts[names] = contrast(*names)
         parts.append({"what": what, "row": names[0], "against": names[1], **more})
 
     if control:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_data import write_image
+from tiny_data import make_scan, write_image
 
 from nnunet_dhc._autoload import shim_folder
 from nnunet_dhc.cli.main import main
@@ -154,6 +154,11 @@ def test_excluded_scans_are_neither_broken_nor_counted(tiny_dataset):
     text = "\n".join(map(str, findings))
     assert "imagesUn: 3 scans" in text
     assert "excluded as bad: imagesUn/notes.txt, zero; bad_cases.json says why" in text
+    write_image(tiny_dataset.images_un / "zero_0000.nii.gz", make_scan(7)[0])
+    (tiny_dataset.images_un / "notes.txt").write_text("another text")  # a training will look at both again
+    findings = check_dataset("999")
+    assert "imagesUn: 4 scans" in "\n".join(map(str, findings))
+    assert "notes.txt" in "\n".join(map(str, _broken(findings)))
 
 
 def test_dataset_gone_wrong(tiny_dataset):

@@ -196,7 +196,7 @@ def test_labels_are_counted_once(dataset, monkeypatch):
     (["--labeled", "2", "--val", "2"], "--val goes with --folds 1"),
     (["--labeled", "2", "--folds", "11"], "only 10 cases"),
     (["--labeled", "2", "--folds", "0"], "at least 1"),
-    (["--labeled", "2", "--seed", "1", "1"], "different numbers"),
+    (["--labeled", "2", "--seed", "1", "1"], "give each seed once, 0 or higher"),
     (["--labeled", "2", "--keep"], "does not exist"),
     (["--labeled", "2", "--groups", "nowhere.csv"], "nowhere.csv can't be read"),
     (["--labeled", "2", "--strict"], "run nnUNetv2_plan_and_preprocess"),
@@ -268,6 +268,11 @@ def test_strict_plans_have_statistics_of_labeled_cases_only(dataset, capsys):
         assert statistics["min"] == 10 + case + 5
         assert statistics["max"] == 4 * (10 + case) + 5
     assert "nnUNetv2_preprocess -d 701 -plans_name nnUNetPlansStrictFold0" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in _file(dataset).parent.glob("*.json")}
+    (dataset / "raw" / "Dataset701_Split" / "imagesTr" / f"{fold['train'][0]}_0000.nii.gz").unlink()
+    assert _split("--labeled", "2", "--folds", "2", "--strict") == 2  # the first fold's would have been made
+    assert "--strict reads the labeled images" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in _file(dataset).parent.glob("*.json")} == before
 
 
 def test_strict_is_not_needed_without_statistics(dataset, capsys):

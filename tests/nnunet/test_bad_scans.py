@@ -282,5 +282,5 @@ def test_a_gray_picture_in_a_dataset_of_colors(tmp_path):
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a_0000.png")
-    with pytest.raises(BadScan, match=r"has 1 channel, dataset.json names 3: convert it"):
+    with pytest.raises(BadScan, match=r"has 1 channel in 1 file, dataset.json names 3: convert it to colors"):
         read_checked(NaturalImage2DIO(), [str(tmp_path / "a_0000.png")], 3, True, [])

@@ -83,6 +83,10 @@ def test_constant_and_single_values():
 def test_three_cases_have_no_interval():
     three, four = mean_intervals([np.array([0.1, 0.2, 0.3, np.nan]), np.array([0.1, 0.2, 0.3, 0.4])])
     assert three.low is None and four.low < four.mean < four.high
+    matrix = np.random.default_rng(3).random((10, 2))
+    matrix[3:, 1] = np.nan
+    both, second = class_mean_interval(matrix, [[0, 1], [1]])
+    assert both.low is not None and (second.n, second.low) == (3, None)
 
 
 def test_class_means_are_averaged_over_classes_not_over_values():

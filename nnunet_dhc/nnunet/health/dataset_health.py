@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, locate_dataset
+from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, id_of, locate_dataset
 from nnunet_dhc.nnunet.health.health import Finding
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, default_folds, name_some, number_of_folds, read_fold_cases
-from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, list_image_folder, training_identifiers
+from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase, list_image_folder, training_identifiers
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import BAD_CASES_FILE, EXCLUDED, READY, UnlabeledStore
 
 
@@ -30,7 +31,7 @@ def check_dataset(dataset: str | int) -> list[Finding]:
     plans = _plans(places)
     if not plans:
         findings.append(Finding("broken", "plans", f"none in {places.preprocessed}",
-                                f"nnUNetv2_plan_and_preprocess -d {places.name[7:10]} -c 3d_fullres"))
+                                f"nnUNetv2_plan_and_preprocess -d {id_of(places.name)} -c 3d_fullres"))
     preprocessed = [f for f in (places.preprocessed / "gt_segmentations").glob(f"*{dataset_json['file_ending']}")]
     cases = sorted({*identifiers, *(f.name[: -len(dataset_json["file_ending"])] for f in preprocessed)})
     for name, content in plans.items():
@@ -72,7 +73,7 @@ def _images_un(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[int
         return 0, [Finding("note", IMAGES_UN, "no such folder; unlabeled scans can also come from the key "
                                               f'"unlabeled" of {SPLITS_FILE}')]
     cases = list_image_folder(folder, dataset_json)
-    excluded = _excluded(places).intersection(cases)
+    excluded = _excluded(places, cases)
     bad = [f"{case.identifier} ({case.problem})" for name, case in cases.items()
            if case.problem and name not in excluded]
     usable = len(cases) - len(bad) - len(excluded)
@@ -86,13 +87,14 @@ def _images_un(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[int
     return usable, findings
 
 
-def _excluded(places: DatasetPlaces) -> set[str]:
-    """Scans that ``--skip-bad`` recorded, with any plans."""
+def _excluded(places: DatasetPlaces, cases: Mapping[str, RawCase]) -> set[str]:
+    """Scans that ``--skip-bad`` recorded as they are now, with any plans."""
     excluded = set()
     for folder in places.preprocessed.glob("*_unlabeled"):
         with suppress(UserError):  # said where the plans are
             entries = UnlabeledStore(folder).entries.values()
-            excluded |= {entry.identifier for entry in entries if entry.status == EXCLUDED}
+            excluded |= {entry.identifier for entry in entries if entry.status == EXCLUDED
+                         and entry.identifier in cases and entry.sources == cases[entry.identifier].sources}
     return excluded
 
 
@@ -122,7 +124,7 @@ def _preprocessed(places: DatasetPlaces, name: str, plans: dict[str, Any], cases
         parts.append(f"{configuration} {len(labeled)} labeled{_unlabeled_ready(folder)}")
         absent = [case for case in cases if case not in labeled]
         if labeled and absent:
-            command = f"nnUNetv2_preprocess -d {places.name[7:10]} -plans_name {name} -c {configuration}"
+            command = f"nnUNetv2_preprocess -d {id_of(places.name)} -plans_name {name} -c {configuration}"
             text = f"{name_some(absent, 3)} not preprocessed in {folder}"
             findings.append(Finding("broken", f"plans {name}", text, command))
     text = "; ".join(parts) or "nothing preprocessed yet"

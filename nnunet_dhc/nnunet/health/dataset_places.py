@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
+
+_ID = re.compile(r"Dataset(\d{3,})_")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,22 @@ def _complete(path: Path, dataset_json: dict[str, Any]) -> dict[str, Any]:
     return dataset_json
 
 
+def datasets_named(dataset: str | int, roots: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Folder names of the datasets with this id or name in some folders, and of all datasets there."""
+    folders = [path for root in roots for path in Path(root).glob("Dataset*") if path.is_dir()]
+    present = sorted({path.name for path in folders if _ID.match(path.name)})
+    text = str(dataset)
+    return [name for name in present if name == text or (text.isdecimal() and int(text) == id_of(name))], present
+
+
+def id_of(dataset_name: str) -> int:
+    """The number in ``Dataset501_Name``."""
+    match = _ID.match(dataset_name)
+    if match is None:
+        raise ValueError(f"{dataset_name} is no name of a dataset of nnU-Net")
+    return int(match[1])
+
+
 def locate_dataset(dataset: str | int) -> DatasetPlaces:
     """Find a dataset by id or folder name.
 
@@ -86,11 +106,9 @@ def locate_dataset(dataset: str | int) -> DatasetPlaces:
     roots = {name: os.environ.get(name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
     if not roots["nnUNet_preprocessed"]:
         raise UserError("nnUNet_preprocessed is not set: export it as nnU-Net's documentation says")
-    present = sorted({p.name for root in roots.values() if root for p in Path(root).glob("Dataset[0-9][0-9][0-9]_*")})
-    text = str(dataset)
-    matches = [name for name in present if name == text or (text.isdecimal() and name[7:10] == f"{int(text):03d}")]
+    matches, present = datasets_named(dataset, [root for root in roots.values() if root])
     if len(matches) != 1:
-        which = f"several datasets {text}: {', '.join(matches)}" if matches else f"no dataset {text}"
+        which = f"several datasets {dataset}: {', '.join(matches)}" if matches else f"no dataset {dataset}"
         raise UserError(f"there is {which} in {' or '.join(r for r in roots.values() if r)} "
                         f"(found: {', '.join(present) or 'none'}): give -d as a number or as the folder's name")
     raw = Path(roots["nnUNet_raw"]) / matches[0] if roots["nnUNet_raw"] else None

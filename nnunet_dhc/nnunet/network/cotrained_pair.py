@@ -14,7 +14,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 _ONEDNN_BLOCK_CHANNELS = 16
-_MOST_GRAPHS = 32  # both, a and b, each with and without gradients, for three sizes of batch, and the mean
+_MOST_GRAPHS = 64  # both, a and b, each with and without gradients, for ten sizes of batch, and the mean
 Output = Literal["mean", "both", "a", "b"]
 Logits = Tensor | list[Tensor]
 

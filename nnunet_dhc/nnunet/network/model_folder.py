@@ -14,6 +14,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.health.dataset_places import datasets_named
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,10 @@ def find_model_folder(dataset: str | int, trainer: str, plans_identifier: str, c
     results = os.environ.get("nnUNet_results")
     if not results:
         raise UserError("nnUNet_results is not set: export it as nnU-Net's documentation says")
-    text = str(dataset)
-    names = sorted(path.name for path in Path(results).glob("Dataset[0-9][0-9][0-9]_*") if path.is_dir())
-    matches = [name for name in names if name == text or (text.isdecimal() and name[7:10] == f"{int(text):03d}")]
+    matches, names = datasets_named(dataset, [results])
     if len(matches) != 1:
         raise UserError(
-            f"{results} has {'several datasets' if matches else 'no trained model of dataset'} {text} (found: "
+            f"{results} has {'several datasets' if matches else 'no trained model of dataset'} {dataset} (found: "
             f"{', '.join(matches or names) or 'none'}): give -d as a number or as the folder's name"
         )
     path = Path(results) / matches[0] / f"{trainer}__{plans_identifier}__{configuration}"

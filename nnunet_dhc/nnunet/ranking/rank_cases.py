@@ -40,7 +40,7 @@ from nnunet_dhc.nnunet.unlabeled.case_preprocessing import is_2d_dataset
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import file_stem
 
 CASE_FOLDER = ".cases"
-_CASE_FORMAT = 1
+_CASE_FORMAT = 2  # raise it when a record is made differently
 
 
 @dataclass(frozen=True)

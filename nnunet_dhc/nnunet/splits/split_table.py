@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from nnunet_dhc.nnunet.health.dataset_places import id_of
 from nnunet_dhc.nnunet.splits.fold_cases import name_some
 from nnunet_dhc.nnunet.splits.split_writer import SplitResult
 
@@ -23,6 +24,6 @@ def split_table(result: SplitResult, dry_run: bool = False) -> str:
     lines += [f"wrote {path}" for path in result.written]
     for path in result.strict_plans:
         number = path.stem.rpartition("StrictFold")[2]
-        lines.append(f"wrote {path}: nnUNetv2_preprocess -d {result.dataset[7:10]} -plans_name {path.stem}, then train "
-                     f"fold {number} with -p {path.stem} (stock too)")
+        lines.append(f"wrote {path}: nnUNetv2_preprocess -d {id_of(result.dataset)} -plans_name {path.stem}, then "
+                     f"train fold {number} with -p {path.stem} (stock too)")
     return "\n".join(lines)

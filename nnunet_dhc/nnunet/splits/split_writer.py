@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_file
+from nnunet_dhc.nnunet.atomic_files import replace_file, replace_json
 from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, locate_dataset
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, name_some
 from nnunet_dhc.nnunet.splits.label_contents import CACHE_FILE, classes_of_cases, foreground_classes, label_files
@@ -26,7 +27,7 @@ from nnunet_dhc.nnunet.splits.split_drawing import (
     without,
 )
 from nnunet_dhc.nnunet.splits.split_protocols import protocol_fold
-from nnunet_dhc.nnunet.splits.strict_plans import write_strict_plans
+from nnunet_dhc.nnunet.splits.strict_plans import strict_plans
 
 Fold = dict[str, list[str]]
 
@@ -103,9 +104,13 @@ def make_split(
     result.notes += _notes(result, classes_of, names)
     if not dry_run:
         targets = _writable_targets(places)
-        if strict_from:
-            _write_strict(places, result, strict_from, files)  # first: plans or images may be missing
+        # Made before anything is written: plans or images may be missing, and both files belong together.
+        strict = _strict_plans(places, result, strict_from, files) if strict_from else []
         _write(places.name, targets, result)
+        for plans in strict:
+            path = places.preprocessed / f"{plans['plans_name']}.json"
+            replace_json(path, plans)
+            result.strict_plans.append(path)
     return result
 
 
@@ -264,11 +269,16 @@ def _trained_folds(dataset_name: str) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.glob("*/fold_[0-9]*")) if folder else []
 
 
-def _write_strict(places: DatasetPlaces, result: SplitResult, plans: str, files: Mapping[str, Path]) -> None:
+def _strict_plans(
+    places: DatasetPlaces, result: SplitResult, identifier: str, files: Mapping[str, Path]
+) -> list[dict[str, Any]]:
+    """Plans of each fold, to be written beside the split."""
+    found: list[dict[str, Any]] = []
     for number, fold in enumerate(result.folds):
-        path = write_strict_plans(places.raw, places.preprocessed, plans, number, fold["train"], files)
-        if path is None:
-            result.notes.append(f"{plans} normalizes each image by itself: nothing in it comes from labels, and no "
-                                "strict plans are needed")
-            return
-        result.strict_plans.append(path)
+        plans = strict_plans(places.raw, places.preprocessed, identifier, number, fold["train"], files)
+        if plans is None:
+            result.notes.append(f"{identifier} normalizes each image by itself: nothing in it comes from labels, and "
+                                "no strict plans are needed")
+            return []
+        found.append(plans)
+    return found

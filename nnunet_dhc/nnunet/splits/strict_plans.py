@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.health.dataset_places import read_plans
 from nnunet_dhc.nnunet.unlabeled.raw_images import list_training_images
 
@@ -30,18 +29,18 @@ def strict_identifier(plans_identifier: str, fold: int) -> str:
     return f"{plans_identifier}StrictFold{fold}"
 
 
-def write_strict_plans(
+def strict_plans(
     raw_dataset_folder: Path,
     preprocessed_dataset_folder: Path,
     plans_identifier: str,
     fold: int,
     labeled: Sequence[str],
     label_files: Mapping[str, Path],
-) -> Path | None:
-    """Copy plans to another identifier with statistics of the labeled cases only.
+) -> dict[str, Any] | None:
+    """Plans under another identifier, with statistics of the labeled cases only; nothing is written.
 
     Returns:
-        The new plans file, or None where no channel's normalization uses such statistics.
+        Their content, or None where no channel's normalization uses such statistics.
 
     Raises:
         UserError: The plans or an image are missing.
@@ -65,9 +64,7 @@ def write_strict_plans(
     for name, plan in plans["configurations"].items():
         if "data_identifier" in plan:
             plan["data_identifier"] = f"{identifier}_{name}"
-    target = preprocessed_dataset_folder / f"{identifier}.json"
-    replace_json(target, plans)
-    return target
+    return plans
 
 
 def _statistics(files: Sequence[tuple[list[str], str]], dataset_json: dict[str, Any]) -> dict[str, dict[str, float]]:

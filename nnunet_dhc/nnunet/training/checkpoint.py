@@ -33,6 +33,7 @@ def save_extended(save_stock: Callable[[str], None], filename: str, state: dict[
         state: Tensors, numbers, strings and containers of them (loads with ``weights_only=True``).
     """
     stock, extended = f"{filename}.stock.tmp", f"{filename}.tmp"
+    checkpoint = None
     with StopSignals.held():
         try:
             save_stock(stock)
@@ -43,7 +44,6 @@ def save_extended(save_stock: Callable[[str], None], filename: str, state: dict[
                 torch.save({**checkpoint, STATE_KEY: {"format": FORMAT, **state}}, file)
                 file.flush()
                 os.fsync(file.fileno())
-            del checkpoint  # Windows removes no mapped file
             os.replace(extended, filename)
             sync_folder(os.path.dirname(filename))
         except (OSError, RuntimeError) as error:  # torch's own writer says RuntimeError for a full disk
@@ -52,6 +52,7 @@ def save_extended(save_stock: Callable[[str], None], filename: str, state: dict[
                 "disk space or make the folder writable, then continue with --c"
             ) from error
         finally:
+            checkpoint = None  # Windows removes no mapped file
             for leftover in (stock, extended):
                 if os.path.exists(leftover):
                     os.remove(leftover)

@@ -114,6 +114,7 @@ def preprocessed_arrays(
         inside, -1 outside), and properties; None for a bad scan, or one that was preprocessed before.
 
     Raises:
+        OSError: The disk or the network fails.
         MemoryError: The scan doesn't fit into memory.
     """
     case = task.case

@@ -49,12 +49,16 @@ def read_checked(reader: Any, image_files: list[str], num_channels: int, dataset
     for what in ("origin", "direction", "affines"):
         if "WARNING" in printed.getvalue() and what in printed.getvalue():
             warnings.append(f"its channels differ in {what.rstrip('s')}")
-    if "NaturalImage" in type(reader).__name__ and data.shape[0] != num_channels:  # one file holds all channels
-        raise BadScan(f"has {_channels(data.shape[0])}, dataset.json names {num_channels}: convert it")
+    if "NaturalImage" in type(reader).__name__ and data.shape[0] != num_channels:  # a file may hold all colors
+        raise BadScan(
+            f"has {_counted(data.shape[0], 'channel')} in {_counted(len(image_files), 'file')}, dataset.json names "
+            f"{num_channels}: convert it to colors, or add the missing files"
+        )
     check_voxels(data, properties, num_channels, dataset_is_2d, len(image_files))
     for number, channel in enumerate(data):
         if channel.min() == channel.max():
-            warnings.append(f"channel _{number:04d} is constant, as if it were missing,")
+            where = f"_{number:04d}" if len(image_files) == len(data) else f"{number} of its file"
+            warnings.append(f"channel {where} is constant, as if it were missing,")
     return data, properties
 
 
@@ -114,8 +118,8 @@ def _reading_failure(error: Exception, printed: str, num_files: int) -> str:
     return f"can't be read ({one_line(error)})"
 
 
-def _channels(count: int) -> str:
-    return "1 channel" if count == 1 else f"{count} channels"
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _shape(data: np.ndarray) -> str:

@@ -92,7 +92,7 @@ def _run_in_processes(job: Any, tasks: Iterable[tuple[Callable, Any]], processes
 
 def _with_fewer(processes: int) -> str:
     return (
-        f"run again with fewer processes (-np {processes} of nnunet_dhc split and preprocess, "
+        f"run again with fewer processes (-np {processes} of nnunet_dhc split, preprocess and rank, "
         f"nnUNet_def_n_proc={processes} for a training)"
     )
 
