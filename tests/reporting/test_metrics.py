@@ -196,6 +196,19 @@ def test_a_sheared_nifti_keeps_its_spacing(tmp_path):
     assert spacing == pytest.approx((5.0, np.hypot(2.0, 0.6), 1.0))
 
 
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR"])
+def test_pictures_show_the_patient_alike_however_the_file_is_stored(tmp_path, axes):
+    """Foot to head, front to back, right to left."""
+    stored = np.zeros((4, 5, 6), np.uint8)
+    stored[3, 1, 0] = 1  # in a file with the axes L, P, S: at the head, near the front, on the right
+    image = sitk.GetImageFromArray(stored)
+    image.SetSpacing((1.0, 2.0, 3.0))
+    sitk.WriteImage(sitk.DICOMOrient(image, axes), str(tmp_path / "case.nii.gz"))
+    found = read_oriented(tmp_path / "case.nii.gz")
+    assert np.array_equal(found.voxels, stored)
+    assert found.spacing == (3.0, 2.0, 1.0)
+
+
 def test_a_tiff_has_the_spacing_of_its_json_file(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(boxes()), str(tmp_path / "case.tif"))
     (tmp_path / "case.json").write_text('{"spacing": [5.0, 1.0, 2.0]}')
