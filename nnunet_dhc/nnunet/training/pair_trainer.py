@@ -266,8 +266,7 @@ class PairTrainer(ReliableTrainer):
     def _report_changes(self, state: dict) -> None:
         changes = self.data.changes_since(state["data"])
         if changes:
-            if self.fold != "all":  # there every case is a validation case, too
-                self._refuse_trained_validation_cases()
+            self._refuse_trained_validation_cases()
             self.data = replace(self.data, warnings=(*self.data.warnings, changes))
         plans_before = self.my_init_kwargs["plans"]  # nnU-Net has put the checkpoint's there
         settings = changed_since(self.recipe, state["recipe"], plans_before, self.plans_manager.plans)
@@ -278,8 +277,9 @@ class PairTrainer(ReliableTrainer):
             )
 
     def _refuse_trained_validation_cases(self) -> None:
-        validation = self._fold_cases().validation
-        refuse_trained_validation_cases(validation, self.files.recorded_cases, self._resume_command)
+        if self.fold != "all":  # there every case is a validation case, too
+            validation = self._fold_cases().validation
+            refuse_trained_validation_cases(validation, self.files.recorded_cases, self._resume_command)
 
     def run_training(self):
         if self.current_epoch >= self.num_epochs:
@@ -290,8 +290,7 @@ class PairTrainer(ReliableTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False):
         with self._ending_well("the final validation"):
-            if self.fold != "all":
-                self._refuse_trained_validation_cases()  # --val, and --c of a finished training, check nothing before
+            self._refuse_trained_validation_cases()  # --val, and --c of a finished training, check nothing before
         super().perform_actual_validation(save_probabilities)
 
     def on_train_end(self):
