@@ -116,7 +116,7 @@ def environment_folder(variable: str) -> Path:
 
 
 def dataset_name(dataset: str, folders: Sequence[Path]) -> str:
-    """``DatasetXXX_Name`` for a number or a name, from the folders that exist."""
+    """``Dataset501_Name`` for a number or a name, from the folders that exist."""
     prefix = f"Dataset{int(dataset):03d}_" if dataset.isdigit() else dataset
     found = {path.name for folder in folders for path in folder.glob("Dataset*") if path.is_dir()}
     matches = sorted(name for name in found if (name.startswith(prefix) if dataset.isdigit() else name == prefix))

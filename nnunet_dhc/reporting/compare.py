@@ -176,7 +176,7 @@ def _reference_volumes(table: RowScores, cases: Sequence[str], keys: Sequence[st
 
 
 def _spacing_note(collection: Collection) -> list[str]:
-    if not tells_no_spacing(Path(collection.file_ending)):
+    if not tells_no_spacing(collection.file_ending):
         return []
     return [f"{collection.file_ending} files tell no spacing: mm are pixels here, and ml thousands of them."]
 

@@ -44,9 +44,9 @@ def tells_place(path: Path) -> bool:
     return path.name.endswith(_PLACED_ENDINGS)
 
 
-def tells_no_spacing(path: Path) -> bool:
-    """Whether the format is one of pictures, whose pixels have no size in mm; SimpleITK gives them 1 mm."""
-    return path.name.lower().endswith(_PICTURE_ENDINGS)
+def tells_no_spacing(ending: str) -> bool:
+    """Whether a format is one of pictures, whose pixels have no size in mm; SimpleITK gives them 1 mm."""
+    return ending.lower() in _PICTURE_ENDINGS
 
 
 def other_place(first: Path, second: Path) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import fields, replace
 from itertools import pairwise
 
@@ -16,14 +15,13 @@ from made_up import boxes, dataset_json, write_json, write_volume
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.training.recipe import Recipe
-from nnunet_dhc.reporting import evaluate, output, verdict
+from nnunet_dhc.reporting import output, verdict
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
 from nnunet_dhc.reporting.collection import Row, Run, check_comparable
 from nnunet_dhc.reporting.compare import Options, build_comparison
 from nnunet_dhc.reporting.differences import differences_from, winners
-from nnunet_dhc.reporting.evaluate import score_pairs
 from nnunet_dhc.reporting.output import write_comparison
-from nnunet_dhc.reporting.protocols import DHC, PROTOCOLS, STANDARD
+from nnunet_dhc.reporting.protocols import PROTOCOLS, STANDARD
 from nnunet_dhc.reporting.render_markdown import render_markdown
 from nnunet_dhc.reporting.render_text import render_text
 from nnunet_dhc.reporting.score_tables import RowScores, describe_structures
@@ -307,30 +305,6 @@ def test_no_images_when_asked(finished_tree, monkeypatch, comparison):
     assert _build(finished_tree, "nnUNetTrainer")["overlays"] == []
 
 
-def test_scores_are_cached_by_file(tmp_path, monkeypatch):
-    from nnunet_dhc.reporting import evaluate
-    from nnunet_dhc.reporting.structures import label_space
-
-    labels = label_space(dataset_json())
-    pair = (write_volume(tmp_path / "p.nii.gz", boxes(1)), write_volume(tmp_path / "r.nii.gz", boxes()))
-    first = score_pairs([pair], labels, STANDARD, 1, tmp_path / "cache")
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "score_files", lambda *_: pytest.fail("scored again"))
-        assert score_pairs([pair], labels, STANDARD, 1, tmp_path / "cache") == first
-    write_volume(pair[0], boxes(2))
-    assert score_pairs([pair], labels, STANDARD, 1, tmp_path / "cache") != first
-    assert str(tmp_path) not in (tmp_path / "cache" / ".metrics_cache.json").read_text()
-
-
-def test_several_processes_score_alike(tmp_path):
-    from nnunet_dhc.reporting.structures import label_space
-
-    pairs = [(write_volume(tmp_path / f"p{shift}.nii.gz", boxes(shift)), write_volume(tmp_path / "r.nii.gz", boxes()))
-             for shift in (0, 1, 2)]
-    labels = label_space(dataset_json())
-    assert score_pairs(pairs, labels, STANDARD, 2) == score_pairs(pairs, labels, STANDARD, 1)
-
-
 def test_every_metric_says_what_it_is():
     for metric in (metric for protocol in PROTOCOLS.values() for metric in protocol.metrics):
         assert metric.definition
@@ -479,27 +453,6 @@ def test_the_parts_of_a_gain_are_corrected_together():
     assert {part["what"]: part["p_holm"] for part in judged["parts"]}["unlabeled data"] == pytest.approx(3 * 0.019)
     assert {part["claim"] for part in judged["parts"]} == {"no claim"}
     assert judged["sentence"].count("(no claim)") == 3
-
-
-def die(*_):
-    os._exit(9)
-
-
-def test_a_scoring_process_that_dies_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "_score_pair", die)
-    reference = write_volume(tmp_path / "r.nii.gz", boxes())
-    pairs = [(write_volume(tmp_path / f"p{number}.nii.gz", boxes(number)), reference) for number in range(2)]
-    with pytest.raises(UserError, match=r"lack of memory.*-np 1\); the scores that are finished are kept"):
-        score_pairs(pairs, label_space(dataset_json()), STANDARD, 2, tmp_path)
-
-
-def test_another_protocol_or_other_labels_are_scored_anew(tmp_path):
-    pair = (write_volume(tmp_path / "p.nii.gz", boxes(1)), write_volume(tmp_path / "r.nii.gz", boxes()))
-    labels = label_space(dataset_json())
-    union = label_space({"labels": {"background": 0, "both": [1, 2], "rare_box": 3}})
-    assert "dice" in score_pairs([pair], labels, STANDARD, 1, tmp_path)[0]["1"]
-    assert "dice_dhc" in score_pairs([pair], labels, DHC, 1, tmp_path)[0]["1"]
-    assert "(1, 2)" in score_pairs([pair], union, STANDARD, 1, tmp_path)[0]
 
 
 def test_volume_of_a_structure_is_that_where_it_is():

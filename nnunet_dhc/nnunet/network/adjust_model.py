@@ -31,6 +31,7 @@ from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, unwrapped
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash
 from nnunet_dhc.nnunet.network.predictor import trained_predictor
 from nnunet_dhc.nnunet.network.validation_cases import ValidationCases
+from nnunet_dhc.nnunet.splits.fold_cases import counted
 from nnunet_dhc.nnunet.training.objective import class_names
 from nnunet_dhc.nnunet.training.run_record import installed_versions
 
@@ -133,11 +134,10 @@ def adjust_folds(
 
 def _validation_cases(model: ModelFolder, fold: int | str) -> ValidationCases:
     cases = ValidationCases(model, fold, "bring the preprocessed data back")
-    count = len(cases.identifiers)
-    if count < 2:
+    if len(cases.identifiers) < 2:
         raise UserError(
-            f"fold {fold} has {count} validation case{'s' if count != 1 else ''}; to see whether offsets help it takes "
-            "2: leave it out of -f, here and for nnUNetv2_predict"
+            f"fold {fold} has {counted(len(cases.identifiers), 'validation case')}; to see whether offsets help it "
+            "takes 2: leave it out of -f, here and for nnUNetv2_predict"
         )
     return cases
 

@@ -185,6 +185,11 @@ def _case_list(fold: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(cases))
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 case", "2 cases"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def name_some(identifiers: Sequence[str], limit: int = 10) -> str:
     """The first few identifiers and how many more there are, for one line of text."""
     rest = len(identifiers) - limit

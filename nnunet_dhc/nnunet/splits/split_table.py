@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from nnunet_dhc.nnunet.health.dataset_places import id_of
-from nnunet_dhc.nnunet.splits.fold_cases import name_some
+from nnunet_dhc.nnunet.splits.fold_cases import counted, name_some
 from nnunet_dhc.nnunet.splits.split_writer import SplitResult
 
 
 def split_table(result: SplitResult, dry_run: bool = False) -> str:
     """Summary of a split, as text."""
-    lines = [f"{result.dataset}: {len(result.folds)} fold{'s' if len(result.folds) != 1 else ''}",
+    lines = [f"{result.dataset}: {counted(len(result.folds), 'fold')}",
              f"{'fold':>4}  {'labeled':>7}  {'unlabeled':>9}  {'validation':>10}  labeled cases"]
     for number, fold in enumerate(result.folds):
         lines.append(f"{number:>4}  {len(fold['train']):>7}  {len(fold['unlabeled']):>9}  {len(fold['val']):>10}  "

@@ -60,7 +60,8 @@ class TrainingStatistics:
     @property
     def supervised_loss(self) -> float:
         """Of one sub-network on labeled patches, the mean of A and B."""
-        return (self.losses["supervised_a"] + self.losses["supervised_b"]) / 2
+        losses = self.losses
+        return (losses["supervised_a"] + losses["supervised_b"]) / 2
 
     def read(self) -> dict[str, Any]:
         """Values for the epoch log; waits for the device once."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_dhc.nnunet.splits.fold_cases import counted
 from nnunet_dhc.nnunet.unlabeled.nifti_integrity import damage_of_nifti, is_nifti, non_finite
 
 _ERROR_PREFIX = re.compile(r"^(ITK|sitk::) ?ERROR: (\w+\(0x[0-9a-f]+\): )?")
@@ -51,21 +52,19 @@ def read_checked(reader: Any, image_files: list[str], num_channels: int, dataset
             warnings.append(f"its channels differ in {what.rstrip('s')}")
     if "NaturalImage" in type(reader).__name__ and data.shape[0] != num_channels:  # a file may hold all colors
         raise BadScan(
-            f"has {_counted(data.shape[0], 'channel')} in {_counted(len(image_files), 'file')}, dataset.json names "
+            f"has {counted(data.shape[0], 'channel')} in {counted(len(image_files), 'file')}, dataset.json names "
             f"{num_channels}: convert it to colors, or add the missing files"
         )
-    check_voxels(data, properties, num_channels, dataset_is_2d, len(image_files))
-    for number, channel in enumerate(data):
-        if channel.min() == channel.max():
-            where = f"_{number:04d}" if len(image_files) == len(data) else f"{number} of its file"
-            warnings.append(f"channel {where} is constant, as if it were missing,")
+    for number in _constant_channels(data, properties, num_channels, dataset_is_2d, len(image_files)):
+        where = f"_{number:04d}" if len(image_files) == len(data) else f"{number} of its file"
+        warnings.append(f"channel {where} is constant, as if it were missing,")
     return data, properties
 
 
-def check_voxels(
+def _constant_channels(
     data: np.ndarray, properties: dict[str, Any], num_channels: int, dataset_is_2d: bool, num_files: int
-) -> None:
-    """Raise ``BadScan`` unless these voxels, shape (c, x, y, z), can be trained on."""
+) -> list[int]:
+    """Which channels hold one value only; raises ``BadScan`` unless these voxels, (c, x, y, z), can be trained on."""
     if data.shape[0] != num_channels:
         if data.shape[0] == num_files and num_files < num_channels:
             raise BadScan(f"lacks the channel _{num_files:04d}; dataset.json names {num_channels}")
@@ -80,8 +79,10 @@ def check_voxels(
     finite = np.isfinite(data)
     if not finite.all():
         raise BadScan(str(non_finite(int(np.isnan(data).sum()), int(np.isinf(data).sum()), data.size)))
-    if all(channel.min() == channel.max() for channel in data):
+    constant = [number for number, channel in enumerate(data) if channel.min() == channel.max()]
+    if len(constant) == len(data):
         raise BadScan(f"is constant (every voxel is {float(data.flat[0]):g})")
+    return constant
 
 
 def voxel_hash(data: np.ndarray) -> str:
@@ -116,10 +117,6 @@ def _reading_failure(error: Exception, printed: str, num_files: int) -> str:
     if "concatenate" in str(error) and num_files > 1:
         return "has channels that differ in shape"
     return f"can't be read ({one_line(error)})"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _shape(data: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, replace_json
-from nnunet_dhc.nnunet.splits.fold_cases import name_some
+from nnunet_dhc.nnunet.splits.fold_cases import counted, name_some
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import (
     CaseJob,
     CaseResult,
@@ -162,8 +162,8 @@ class StoreUpdate:
         if unchanged:
             self.say(f"{unchanged} of them have the same voxels as before and were not preprocessed again.")
         for text, identifiers in warned.items():
-            scans = f"{len(identifiers)} scan{'s' if len(identifiers) > 1 else ''}"
-            self.notes.append(f"{text.capitalize()} in {scans}: {name_some(sorted(identifiers), 5)}.")
+            scans = f"{counted(len(identifiers), 'scan')}: {name_some(sorted(identifiers), 5)}"
+            self.notes.append(f"{text.capitalize()} in {scans}.")
 
     def _work_on(
         self,
@@ -258,7 +258,7 @@ class StoreUpdate:
             f"-p {plans['plans_name']} --skip-bad"
         )
         return UserError(
-            f"{len(bad)} bad unlabeled scan{'s' if len(bad) > 1 else ''}: {'; '.join(listed)}{more}. All are listed in "
+            f"{counted(len(bad), 'bad unlabeled scan')}: {'; '.join(listed)}{more}. All are listed in "
             f"{path}. Repair or remove them, or exclude them with: {command}. Good cases are finished and kept."
         )
 
