@@ -16,7 +16,7 @@ def split_table(result: SplitResult, dry_run: bool = False) -> str:
         lines.append(f"{number:>4}  {len(fold['train']):>7}  {len(fold['unlabeled']):>9}  {len(fold['val']):>10}  "
                      f"{name_some(fold['train'], 6)}")
     if result.left_out:
-        lines.append(f"in no list: {len(result.left_out)} cases ({name_some(result.left_out, 6)})")
+        lines.append(f"in no list: {counted(len(result.left_out), 'case')} ({name_some(result.left_out, 6)})")
     lines += [f"note: {note}" for note in result.notes]
     if dry_run:
         lines.append("dry run: nothing was written")

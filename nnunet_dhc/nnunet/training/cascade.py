@@ -29,7 +29,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, sync_folder, temporary_path
 from nnunet_dhc.nnunet.network.model_folder import file_hash
 from nnunet_dhc.nnunet.network.predictor import trained_predictor
-from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, counted, name_some
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import unreadable_case
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import StoreEntry, UnlabeledStore, case_files
@@ -162,7 +162,8 @@ def _predict(trainer: nnUNetTrainer, model: Path, folder: Path, stages: Stages) 
     ]
     if not todo:
         return
-    trainer.print_to_log_file(f"Predicting {len(todo)} unlabeled cases with {model.name} for this stage, into {folder}")
+    what = counted(len(todo), "unlabeled case")
+    trainer.print_to_log_file(f"Predicting {what} with {model.name} for this stage, into {folder}")
     predictor = trained_predictor(model, trainer.fold, CHECKPOINT, trainer.device)
     for case in tqdm(todo, desc="First stage of unlabeled cases", disable=trainer.local_rank != 0):
         image, properties = _load(stages.first.folder, case)

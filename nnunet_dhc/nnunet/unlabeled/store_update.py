@@ -101,7 +101,7 @@ class StoreUpdate:
         if to_preprocess:
             reasons = Counter(stale[task.case.identifier] for task in to_preprocess)
             self.say(
-                f"Preprocessing {len(to_preprocess)} unlabeled cases into {store.folder} ("
+                f"Preprocessing {counted(len(to_preprocess), 'unlabeled case')} into {store.folder} ("
                 + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
                 + ")."
             )
@@ -184,7 +184,7 @@ class StoreUpdate:
         processes = sensible_processes(len(tasks), num_bytes, self.num_processes)
         title = "Preprocessing unlabeled cases" if to_preprocess else "Comparing with labeled cases"
         if to_preprocess and to_hash:
-            title = f"{len(to_preprocess)} unlabeled cases, and {len(to_hash)} others to compare with"
+            title = f"{counted(len(to_preprocess), 'unlabeled case')}, and {len(to_hash)} others to compare with"
         unread, early = len(to_hash), []
         with (
             tqdm(total=len(tasks), desc=title, disable=not self.show_progress or not tasks) as bar,
