@@ -159,6 +159,11 @@ FAULTS: tuple[Fault, ...] = (
         ("case_0", "another spacing than nnUNetPlansTiny has", "nnUNetv2_preprocess -d Dataset999_Tiny"), PREPROCESS, 2,
     ),
     Fault(
+        "labeled cases were preprocessed with another normalization", scans.other_normalization,
+        ("case_0", "other settings", "than nnUNetPlansTiny has", "nnUNetv2_preprocess -d Dataset999_Tiny"),
+        PREPROCESS, 2,
+    ),
+    Fault(
         "labeled cases are not preprocessed", breakdowns.labeled_not_preprocessed,
         ("nnUNetPlans_3d_fullres", "nnUNetv2_preprocess -d Dataset999_Tiny"),
     ),

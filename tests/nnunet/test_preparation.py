@@ -13,6 +13,13 @@ from nnunet_dhc.nnunet.training.preparation import TrainingData
 
 def test_a_run_is_told_that_its_labeled_or_validation_cases_have_changed():
     data = TrainingData(FoldCases(("a", "b"), ("c",)), None, np.zeros(2), ())
-    assert data.changes_since(data.fingerprint) is None
-    for cases in (FoldCases(("a",), ("c",)), FoldCases(("a", "b"), ("d",))):
-        assert "(split)" in (replace(data, cases=cases).changes_since(data.fingerprint) or "")
+    assert data.changes_since(data.fingerprint, data.by_role) is None
+    for cases, differences in (
+        (FoldCases(("a",), ("c",)), "(labeled now without b)"),
+        (FoldCases(("a", "b"), ("d",)), "(validation now with d; validation now without c)"),
+    ):
+        changed = replace(data, cases=cases)
+        assert f"(split) is not what this run started with {differences};" in changed.changes_since(
+            data.fingerprint, data.by_role
+        )
+        assert "started with; it goes on" in changed.changes_since(data.fingerprint, {})  # its record is gone

@@ -121,6 +121,14 @@ def test_a_damaged_case_costs_nothing_of_the_others(folder, reads):
     assert reads == ["x", "y"]
 
 
+def test_a_case_keeps_the_settings_that_it_was_first_read_with(folder):
+    """Until nnU-Net writes it anew."""
+    for settings in ("first", "second"):
+        assert preprocessed_cases(folder, ["x"], preprocessing=settings)["x"].preprocessing == "first"
+    os.utime(folder / "x.pkl", ns=(0, 0))
+    assert preprocessed_cases(folder, ["x"], preprocessing="second")["x"].preprocessing == "second"
+
+
 def test_shapes_of_the_tiny_dataset(tiny_dataset):
     case = preprocessed_cases(tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres", ["case_0"])["case_0"]
     assert case.spacing is not None and len(case.spacing) == 3

@@ -224,6 +224,22 @@ def test_a_training_case_does_not_become_a_validation_case(tiny_dataset, trained
     resumed(tiny_dataset, trainer).run_training()
 
 
+def test_a_case_that_left_the_training_is_still_no_validation_case(tiny_dataset):
+    """Two changes of the split, of which neither makes a validation case of a training case."""
+    trainer = make_trainer(tiny_dataset)
+    stop_in_epoch(trainer, 1)
+    tiny_dataset.write_split([{**FOLD, "train": ["case_0"]}])
+    second = resumed(tiny_dataset, trainer)
+    stop_in_epoch(second, 1)
+    record = json.loads(Path(second.output_folder, "dhc_run.json").read_text())
+    assert record["cases"]["labeled"] == ["case_0"]
+    assert record["cases_of_all_starts"]["labeled"] == ["case_0", "case_1"]
+    assert "(labeled now without case_1)" in record["warnings"][-1]
+    tiny_dataset.write_split([{**FOLD, "train": ["case_0"], "val": ["case_1"]}])
+    with pytest.raises(UserError, match=r"splits_final.json now has case_1 for validation"):
+        resumed(tiny_dataset, second).run_training()
+
+
 def test_a_finished_training_validates_no_case_that_it_has_trained_on(tiny_dataset):
     """``--val``, and ``--c`` of what is finished, come here without a look at the split."""
     make_trainer(tiny_dataset, num_epochs=1).run_training()

@@ -54,7 +54,7 @@ class ValidationCases:
         dataset_class = infer_dataset_class(str(folder))
         known = dataset_class.get_identifiers(str(folder))
         self.identifiers = sorted(read_fold_cases(base, known, fold).validation)
-        recorded = RunRecord(model.fold_folder(fold)).read().get("cases")
+        recorded = RunRecord(model.fold_folder(fold)).cases
         if recorded and sorted(recorded["validation"]) != self.identifiers:
             raise UserError(
                 f"{base / SPLITS_FILE} has other validation cases of fold {fold} than this training had "

@@ -131,7 +131,7 @@ def _recorded_with_label(model: ModelFolder, folds: Sequence[int | str]) -> set[
     """Cases that the trainings used with their labels, whatever the split file says now."""
     found = set()
     for fold in folds:
-        cases = RunRecord(model.fold_folder(fold)).read().get("cases", {})
+        cases = RunRecord(model.fold_folder(fold)).cases_of_all_starts
         found.update(cases.get("labeled", ()), cases.get("validation", ()))
     return found
 

@@ -29,12 +29,14 @@ class PreprocessedCase:
         shape: Voxels along each axis.
         spacing: Of the scan, in mm, in the order of its file; None where a preprocessor of its own doesn't say.
         shape_before_resampling: Voxels after cropping; None likewise.
+        preprocessing: Hash of what the plans said of preprocessing when this file was first read; None if unknown.
     """
 
     voxels: dict[int, int]
     shape: tuple[int, ...]
     spacing: tuple[float, ...] | None
     shape_before_resampling: tuple[int, ...] | None
+    preprocessing: str | None = None
 
 
 def preprocessed_cases(
@@ -43,6 +45,7 @@ def preprocessed_cases(
     cache_folder: str | Path | None = None,
     show_progress: bool = True,
     num_processes: int = default_num_processes,
+    preprocessing: str | None = None,
 ) -> dict[str, PreprocessedCase]:
     """Read the labels of preprocessed cases, those that are new or changed since the last time.
 
@@ -52,6 +55,7 @@ def preprocessed_cases(
         cache_folder: Where it is remembered; default the folder of the unlabeled cases beside it.
         show_progress: Show a progress bar if it takes longer than a few seconds.
         num_processes: Processes that read.
+        preprocessing: `preprocessing_hash` of the plans, remembered with what is read now.
 
     Raises:
         UserError: A case is missing or can't be read.
@@ -59,13 +63,15 @@ def preprocessed_cases(
     folder = Path(folder)
     cache = Path(cache_folder or f"{folder}_unlabeled") / CACHE_FILE
     sources = _sources(folder, sorted(set(identifiers)))
-    found = found_out(sources, _read, str(folder), cache, num_processes, "Reading preprocessed labels", show_progress)
+    job = (str(folder), preprocessing)
+    found = found_out(sources, _read, job, cache, num_processes, "Reading preprocessed labels", show_progress)
     return {case: _from_json(content) for case, content in found.items()}
 
 
-def _read(folder: str, case: str) -> tuple[str, dict[str, Any]]:
+def _read(job: tuple[str, str | None], case: str) -> tuple[str, dict[str, Any]]:
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+    folder, preprocessing = job
     try:
         _, seg, _, properties = infer_dataset_class(folder)(folder, [case]).load_case(case)
         values = np.asarray(seg[0])
@@ -80,6 +86,7 @@ def _read(folder: str, case: str) -> tuple[str, dict[str, Any]]:
         "shape": [int(size) for size in values.shape],
         "spacing": None if spacing is None else [float(step) for step in spacing],
         "shape_before_resampling": None if before is None else [int(size) for size in before],
+        "preprocessing": preprocessing,
     }
 
 
@@ -113,4 +120,5 @@ def _from_json(content: Mapping[str, Any]) -> PreprocessedCase:
         shape=tuple(content["shape"]),
         spacing=None if spacing is None else tuple(spacing),
         shape_before_resampling=None if before is None else tuple(before),
+        preprocessing=content.get("preprocessing"),
     )

@@ -1,41 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labeled cases that were preprocessed with another spacing than the plans have now."""
+"""Labeled cases that were preprocessed for other plans than those of now."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.splits.fold_cases import name_some
-from nnunet_dhc.nnunet.splits.preprocessed_cases import PreprocessedCase
+from nnunet_dhc.nnunet.splits.preprocessed_cases import PreprocessedCase, preprocessed_cases
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import preprocessing_hash
 
 _ROUNDING = 1  # voxels; other versions of nnU-Net may round otherwise
 
 
-def refuse_stale_cases(
-    folder: str | Path, cases: Mapping[str, PreprocessedCase], plans_manager: Any, configuration: str
-) -> None:
-    """Raise if a preprocessed case doesn't have the shape that its plans would give it now.
+def current_cases(
+    folder: str | Path,
+    identifiers: Iterable[str],
+    plans_manager: Any,
+    configuration: str,
+    dataset_json: Mapping[str, Any],
+) -> dict[str, PreprocessedCase]:
+    """Labeled cases as nnU-Net preprocessed them, each of which is what its plans would make of it now.
 
     Unlabeled cases are made anew when plans change, labeled ones by nnU-Net's command alone, so both would be mixed.
-    Only what nnU-Net's own preprocessor and resampling have made can be told.
+    nnU-Net doesn't note the plans of a preprocessed case: another spacing shows in its shape, anything else if the
+    plans have changed since its file was first read here.
 
     Args:
         folder: nnU-Net's folder of preprocessed cases.
-        cases: Labeled and validation cases by identifier.
+        identifiers: Labeled and validation cases.
         plans_manager: nnU-Net's ``PlansManager``.
         configuration: For example "3d_fullres".
+        dataset_json: nnU-Net's dataset.json.
+
+    Raises:
+        UserError: A case is missing, can't be read, or was preprocessed for other plans.
     """
+    preprocessing = preprocessing_hash(plans_manager, plans_manager.get_configuration(configuration), dataset_json)
+    cases = preprocessed_cases(folder, identifiers, preprocessing=preprocessing)
+    other_settings = sorted(name for name, case in cases.items() if case.preprocessing not in (None, preprocessing))
+    for stale, what in (
+        (_with_other_shapes(cases, plans_manager, configuration), "another spacing"),
+        (other_settings, "other settings, as those of normalization,"),
+    ):
+        if stale:
+            raise UserError(
+                f"{name_some(stale)} in {folder} {'was' if len(stale) == 1 else 'were'} preprocessed with {what} "
+                f"than {plans_manager.plans_name} has now, which unlabeled scans would get: run "
+                f"nnUNetv2_preprocess -d {shlex.quote(plans_manager.dataset_name)} -plans_name "
+                f"{plans_manager.plans_name} -c {configuration}"
+            )
+    return cases
+
+
+def _with_other_shapes(cases: Mapping[str, PreprocessedCase], plans_manager: Any, configuration: str) -> list[str]:
+    """Cases whose shape isn't that of the plans' spacing; nnU-Net's own preprocessor and resampling alone are known."""
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
     manager = plans_manager.get_configuration(configuration)
     resampling = str(manager.configuration.get("resampling_fn_data", ""))
     if manager.preprocessor_class is not DefaultPreprocessor or not resampling.startswith("resample_"):
-        return
+        return []
     stale = []
     for identifier, case in sorted(cases.items()):
         if case.spacing is None or case.shape_before_resampling is None:
@@ -46,10 +75,4 @@ def refuse_stale_cases(
         expected = compute_new_shape(case.shape_before_resampling, spacing, target)
         if any(abs(a - int(b)) > _ROUNDING for a, b in zip(case.shape, expected, strict=True)):
             stale.append(identifier)
-    if stale:
-        raise UserError(
-            f"{name_some(stale)} in {folder} {'was' if len(stale) == 1 else 'were'} preprocessed with another spacing "
-            f"than {plans_manager.plans_name} has now, and unlabeled scans would get the new one: run "
-            f"nnUNetv2_preprocess -d {shlex.quote(plans_manager.dataset_name)} -plans_name {plans_manager.plans_name} "
-            f"-c {configuration}"
-        )
+    return stale

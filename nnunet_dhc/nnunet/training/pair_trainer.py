@@ -264,7 +264,7 @@ class PairTrainer(ReliableTrainer):
         return {"weighting_a": self.objective.weighting_a, "weighting_b": self.objective.weighting_b}
 
     def _report_changes(self, state: dict) -> None:
-        changes = self.data.changes_since(state["data"])
+        changes = self.data.changes_since(state["data"], self.files.record.cases)
         if changes:
             self._refuse_trained_validation_cases()
             self.data = replace(self.data, warnings=(*self.data.warnings, changes))
@@ -279,7 +279,7 @@ class PairTrainer(ReliableTrainer):
     def _refuse_trained_validation_cases(self) -> None:
         if self.fold != "all":  # there every case is a validation case, too
             validation = self._fold_cases().validation
-            refuse_trained_validation_cases(validation, self.files.recorded_cases, self._resume_command)
+            refuse_trained_validation_cases(validation, self.files.record, self._resume_command)
 
     def run_training(self):
         if self.current_epoch >= self.num_epochs:

@@ -14,10 +14,9 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.health import check_versions
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
 from nnunet_dhc.nnunet.splits.labeled_counts import classes_without_labels, labeled_voxel_counts
-from nnunet_dhc.nnunet.splits.preprocessed_cases import preprocessed_cases
-from nnunet_dhc.nnunet.splits.stale_preprocessing import refuse_stale_cases
+from nnunet_dhc.nnunet.splits.stale_preprocessing import current_cases
 from nnunet_dhc.nnunet.training.cascade import note_on_labels, predict_unlabeled, require_labeled_predictions
-from nnunet_dhc.nnunet.training.run_record import content_hash
+from nnunet_dhc.nnunet.training.run_record import RunRecord, content_hash
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
 
 
@@ -44,6 +43,15 @@ class TrainingData:
         return tuple(self.pool.identifiers) if self.pool else ()
 
     @property
+    def by_role(self) -> dict[str, list[str]]:
+        """Labeled, validation and unlabeled cases, as a run's record lists them."""
+        return {
+            "labeled": list(self.cases.labeled),
+            "validation": list(self.cases.validation),
+            "unlabeled": list(self.unlabeled),
+        }
+
+    @property
     def fingerprint(self) -> dict[str, str]:
         """Hashes that tell a resumed run whether its cases are still the same."""
         return {
@@ -51,29 +59,42 @@ class TrainingData:
             "unlabeled_hash": content_hash(sorted(self.unlabeled)),
         }
 
-    def changes_since(self, fingerprint: dict[str, str]) -> str | None:
-        """A warning that names which cases are other than those of an earlier fingerprint, None if none are."""
+    def changes_since(self, fingerprint: dict[str, str], recorded: Mapping[str, Sequence[str]]) -> str | None:
+        """A warning that names which cases are other than those of an earlier fingerprint, None if none are.
+
+        Args:
+            fingerprint: Hashes of the checkpoint.
+            recorded: `by_role` when the run was last started, empty if its record is gone.
+        """
         now = self.fingerprint
         changed = [name.removesuffix("_hash") for name in now if fingerprint.get(name) != now[name]]
         if not changed:
             return None
+        differences = [
+            f"{role} {what} {name_some(cases, 5)}"
+            for role, cases_now in self.by_role.items() if role in recorded
+            for what, cases in (("now with", sorted(set(cases_now) - set(recorded[role]))),
+                                ("now without", sorted(set(recorded[role]) - set(cases_now)))) if cases
+        ]
         return (
-            f"the list of cases ({', '.join(changed)}) is not what this run started with; it goes on with the new one"
+            f"the list of cases ({', '.join(changed)}) is not what this run started with"
+            + (f" ({'; '.join(differences)})" if differences else "") + "; it goes on with the new one"
         )
 
 
 def refuse_trained_validation_cases(
-    validation: Sequence[str], recorded: Mapping[str, Sequence[str]], resume: str
+    validation: Sequence[str], record: RunRecord, resume: str
 ) -> None:
-    """Raise if a validation case was a training case when this run was last started.
+    """Raise if a validation case was a training case of this run, at its last start or an earlier one.
 
     Args:
         validation: Cases that are to be validated now.
-        recorded: Lists of cases in the run's record, empty if there is none.
+        record: What the run has written about itself.
         resume: The command that continues.
     """
-    trained_on = {*recorded.get("labeled", ()), *recorded.get("unlabeled", ())}
-    leaking = sorted(trained_on & set(validation).difference(recorded.get("validation", ())))
+    of_all_starts = record.cases_of_all_starts
+    trained_on = {*of_all_starts.get("labeled", ()), *of_all_starts.get("unlabeled", ())}
+    leaking = sorted(trained_on & set(validation).difference(record.cases.get("validation", ())))
     if leaking:
         raise UserError(
             f"{SPLITS_FILE} now has {name_some(leaking)} for validation, on which this run has trained, so its "
@@ -90,8 +111,8 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
     """
     pool = previous_stage_folder = None
     folder = trainer.preprocessed_dataset_folder
-    preprocessed = preprocessed_cases(folder, (*cases.labeled, *cases.validation))
-    refuse_stale_cases(folder, preprocessed, trainer.plans_manager, trainer.configuration_name)
+    both = (*cases.labeled, *cases.validation)
+    preprocessed = current_cases(folder, both, trainer.plans_manager, trainer.configuration_name, trainer.dataset_json)
     if trainer.is_cascaded:
         require_labeled_predictions(trainer, cases)
     if uses_unlabeled:

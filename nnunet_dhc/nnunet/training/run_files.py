@@ -50,17 +50,12 @@ class RunFiles:
         return bool(EpochLog(self.folder).read())
 
     @property
-    def recorded_cases(self) -> dict[str, list[str]]:
-        """Labeled, validation and unlabeled cases that the run in this folder was last started with."""
-        return RunRecord(self.folder).read().get("cases", {})
+    def record(self) -> RunRecord:
+        return RunRecord(self.folder)
 
     def start(self, trainer: PairTrainer, data: TrainingData) -> None:
         """Before the first step: the record of the run and one line for the reader."""
-        cases = {
-            "labeled": list(data.cases.labeled),
-            "validation": list(data.cases.validation),
-            "unlabeled": list(data.unlabeled),
-        }
+        cases = data.by_role
         counts = {name: len(identifiers) for name, identifiers in cases.items()}
         recipe = trainer.recipe
         used = f"{counts['unlabeled']} unlabeled" if trainer.uses_unlabeled else "no unlabeled"
@@ -76,8 +71,9 @@ class RunFiles:
         if trainer.local_rank != 0:
             return
         EpochLog(self.folder).keep_before(trainer.current_epoch)
-        record = RunRecord(self.folder)
+        record = self.record
         earlier = record.read() if trainer.current_epoch else {}
+        before = record.cases_of_all_starts if trainer.current_epoch else {}
         record.update(
             trainer=type(trainer).__name__,
             plans=trainer.plans_manager.plans_name,
@@ -89,6 +85,7 @@ class RunFiles:
             seed=trainer.seed,
             device=device_name(trainer.device),
             cases=cases,
+            cases_of_all_starts={role: sorted({*now, *before.get(role, ())}) for role, now in cases.items()},
             counts=counts,
             class_names=trainer.class_names,
             labeled_voxel_counts=[int(n) for n in data.labeled_counts],
@@ -158,7 +155,7 @@ class RunFiles:
         log.append(line)
         plot_progress(log.read(), trainer.class_names, self.path(PLOT_NAME))
         self._print(trainer, line)
-        record = RunRecord(self.folder)
+        record = self.record
         record.update(
             seconds_total=record.read().get("seconds_total", 0.0) + line["seconds"]["epoch"],
             peak_memory_bytes=line["peak_memory_bytes"],
@@ -166,7 +163,7 @@ class RunFiles:
 
     def end(self, trainer: PairTrainer) -> None:
         if trainer.local_rank == 0:
-            RunRecord(self.folder).update(finished=time())
+            self.record.update(finished=time())
 
     @staticmethod
     def _print(trainer: PairTrainer, line: dict) -> None:

@@ -87,5 +87,15 @@ class RunRecord:
         except (FileNotFoundError, json.JSONDecodeError):
             return {}
 
+    @property
+    def cases(self) -> dict[str, list[str]]:
+        """Labeled, validation and unlabeled cases that the run was last started with; empty without a record."""
+        return self.read().get("cases", {})
+
+    @property
+    def cases_of_all_starts(self) -> dict[str, list[str]]:
+        """The same of all its starts together: a split that changes between them takes no case out of the weights."""
+        return self.read().get("cases_of_all_starts", self.cases)
+
     def update(self, **values: Any) -> None:
         write_json_atomically(self.path, {**self.read(), **values})

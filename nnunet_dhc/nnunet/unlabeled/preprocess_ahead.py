@@ -12,8 +12,7 @@ from typing import Any
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, number_of_folds, read_fold_cases
-from nnunet_dhc.nnunet.splits.preprocessed_cases import preprocessed_cases
-from nnunet_dhc.nnunet.splits.stale_preprocessing import refuse_stale_cases
+from nnunet_dhc.nnunet.splits.stale_preprocessing import current_cases
 from nnunet_dhc.nnunet.unlabeled.raw_images import training_identifiers
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
 
@@ -63,7 +62,7 @@ def preprocess_ahead(
     for name in configurations:
         data_identifier = plans_manager.get_configuration(name).data_identifier
         cases = folds_to_prepare(base, _identifiers(base, data_identifier, dataset_json), folds)
-        _refuse_stale(base / data_identifier, cases, plans_manager, name)
+        _refuse_stale(base / data_identifier, cases, plans_manager, name, dataset_json)
         pool = bring_store_up_to_date(
             plans_manager,
             name,
@@ -105,11 +104,13 @@ def dataset_folder(dataset: str | int) -> Path:
     return base
 
 
-def _refuse_stale(folder: Path, cases: Sequence[FoldCases], plans_manager: Any, configuration: str) -> None:
+def _refuse_stale(
+    folder: Path, cases: Sequence[FoldCases], plans_manager: Any, configuration: str, dataset_json: dict[str, Any]
+) -> None:
     if folder.is_dir():  # or nnU-Net hasn't preprocessed yet
         labeled = {case for fold in cases for case in (*fold.labeled, *fold.validation)}
         there = [case for case in labeled if any((folder / f"{case}{end}").is_file() for end in ("_seg.b2nd", ".npz"))]
-        refuse_stale_cases(folder, preprocessed_cases(folder, there), plans_manager, configuration)
+        current_cases(folder, there, plans_manager, configuration, dataset_json)
 
 
 def _identifiers(base: Path, data_identifier: str, dataset_json: dict[str, Any]) -> list[str]:

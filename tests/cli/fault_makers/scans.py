@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Callable
 
 import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_data import TinyDataset, make_scan, write_image
 
 from fault_makers.folds import usual
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
+from nnunet_dhc.nnunet.splits.stale_preprocessing import current_cases
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import bring_store_up_to_date
 
 
@@ -125,6 +127,15 @@ def other_plans(dataset: TinyDataset) -> None:
 def other_spacing(dataset: TinyDataset) -> None:
     """Change the spacing of the plans after the labeled cases were preprocessed."""
     _change_configuration(dataset, spacing=[1.2, 1.2, 1.2])
+
+
+def other_normalization(dataset: TinyDataset) -> None:
+    """Change what doesn't show in the shape of a labeled case, after it was seen."""
+    current_cases(
+        dataset.preprocessed / "nnUNetPlans_3d_fullres", dataset.labeled, PlansManager(dataset.plans_content()),
+        "3d_fullres", dataset.dataset_json,
+    )
+    _change_configuration(dataset, normalization_schemes=["RescaleTo01Normalization"])
 
 
 def _change_configuration(dataset: TinyDataset, **values) -> None:
