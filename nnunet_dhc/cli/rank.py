@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_dhc.cli._device import chosen_device
     from nnunet_dhc.cli._output import check_output_folder
     from nnunet_dhc.nnunet.network.model_folder import parse_fold
-    from nnunet_dhc.nnunet.ranking.rank_cases import RankRequest, rank_cases
+    from nnunet_dhc.nnunet.ranking.rank_cases import CASE_FOLDER, RankRequest, rank_cases
     from nnunet_dhc.reporting.rank_page import finish_ranking, render_rank_text, write_ranking
 
     check_output_folder(args.o)
@@ -51,3 +51,5 @@ def run(args: argparse.Namespace) -> None:
     written = write_ranking(page, args.o)
     print(render_rank_text(named))
     print("Written: " + ", ".join(str(path) for path in written))
+    if args.anonymise:
+        print(f"{args.o / CASE_FOLDER} remembers the scans under their names: don't pass it on.")

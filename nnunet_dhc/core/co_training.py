@@ -167,12 +167,17 @@ class CoTrainingObjective:
         counts = None
         # a step without unlabeled patches says nothing about their class distribution
         if from_labeled or len(unlabeled):
-            counts = self._summed(self.labels.count(labeled if from_labeled else unlabeled))
+            counted = self._count_labeled(labeled, target) if from_labeled else self.labels.count(unlabeled)
+            counts = self._summed(counted)
             if weighting.reads == "all_counts" and not from_labeled:
                 weighting.update(counts + self._summed(self.labels.count(labeled)))
             elif weighting.reads in ("all_counts", "unlabeled_counts"):
                 weighting.update(counts)
         return self._tempered(weighting.weights), counts
+
+    def _count_labeled(self, pseudo: Tensor, target: Tensor) -> Tensor:
+        """Pseudo labels on labeled patches, without the voxels in which nothing supervises them."""
+        return self.labels.overlap(pseudo, target).predicted if self.labels.may_ignore else self.labels.count(pseudo)
 
     @property
     def loss_weights(self) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,9 @@ class LabelSpace(ABC):
         num_classes: Length k of counts and class weights.
     """
 
+    sums_have_background: bool
+    """Whether `loss_sums_of` has a column for class 0, as a softmax does."""
+
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
 
@@ -118,13 +121,14 @@ class LabelSpace(ABC):
             One for each reading, in their order.
         """
 
-    @abstractmethod
     def cross_entropy_of(
         self, sums: LossSums, class_weights: Tensor | None, across_ranks: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Weighted cross entropy and the sum of the weights it hit, see `weighted_cross_entropy`."""
+        if class_weights is not None and not self.sums_have_background:
+            class_weights = class_weights[1:]
+        return weighted_cross_entropy(sums, class_weights, across_ranks)
 
-    @abstractmethod
     def soft_dice_loss_of(
         self,
         sums: LossSums,
@@ -133,7 +137,10 @@ class LabelSpace(ABC):
         pooled_over_batch: bool,
         across_ranks: bool = False,
     ) -> Tensor:
-        """Weighted negative soft Dice, see `weighted_soft_dice_loss`."""
+        """Weighted negative soft Dice of the foreground, see `weighted_soft_dice_loss`."""
+        foreground = sums.from_class(1) if self.sums_have_background else sums
+        weights = None if class_weights is None else class_weights[1:]
+        return weighted_soft_dice_loss(foreground, weights, smooth, pooled_over_batch, across_ranks)
 
     @staticmethod
     def downsample(target: Tensor, spatial_shape: Sequence[int]) -> Tensor:
@@ -163,6 +170,8 @@ class ClassLabels(LabelSpace):
         num_classes: k, background included.
         ignore_label: Value of voxels that take no part; nnU-Net's is k.
     """
+
+    sums_have_background = True
 
     def __init__(self, num_classes: int, ignore_label: int | None = None) -> None:
         super().__init__(num_classes)
@@ -203,22 +212,6 @@ class ClassLabels(LabelSpace):
             plain.append(Reading(target, first, labels.ignore_label, overlap))
         return softmax_sums_of(logits, plain)
 
-    def cross_entropy_of(
-        self, sums: LossSums, class_weights: Tensor | None, across_ranks: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        return weighted_cross_entropy(sums, class_weights, across_ranks)
-
-    def soft_dice_loss_of(
-        self,
-        sums: LossSums,
-        class_weights: Tensor | None,
-        smooth: float,
-        pooled_over_batch: bool,
-        across_ranks: bool = False,
-    ) -> Tensor:
-        weights = None if class_weights is None else class_weights[1:]
-        return weighted_soft_dice_loss(sums.from_class(1), weights, smooth, pooled_over_batch, across_ranks)
-
 
 class RegionLabels(LabelSpace):
     """Overlapping regions, each under a sigmoid.
@@ -234,6 +227,8 @@ class RegionLabels(LabelSpace):
         num_regions: r.
         has_ignore_channel: Whether targets carry the ignore channel.
     """
+
+    sums_have_background = False
 
     def __init__(self, num_regions: int, has_ignore_channel: bool = False) -> None:
         super().__init__(1 + num_regions)
@@ -288,22 +283,6 @@ class RegionLabels(LabelSpace):
             member, valid = labels._split(target)
             found.append(sigmoid_sums(logits[first : first + len(target)], member, valid, overlap))
         return found
-
-    def cross_entropy_of(
-        self, sums: LossSums, class_weights: Tensor | None, across_ranks: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        return weighted_cross_entropy(sums, None if class_weights is None else class_weights[1:], across_ranks)
-
-    def soft_dice_loss_of(
-        self,
-        sums: LossSums,
-        class_weights: Tensor | None,
-        smooth: float,
-        pooled_over_batch: bool,
-        across_ranks: bool = False,
-    ) -> Tensor:
-        weights = None if class_weights is None else class_weights[1:]
-        return weighted_soft_dice_loss(sums, weights, smooth, pooled_over_batch, across_ranks)
 
 
 def _count_members(member: Tensor, valid: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.reporting.collection import Collection, Note, Row, Run, check_comparable
+from nnunet_dhc.reporting.collection import Collection, Note, Row, Run, check_comparable, notes_of_trainings
 from nnunet_dhc.reporting.image_files import other_place
 from nnunet_dhc.reporting.run_files import RunRecord, case_list, read_run, training_logs
 from nnunet_dhc.reporting.structures import label_space, read_dataset_json
@@ -45,7 +45,7 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
         allow_different: Compare though cases or labeled cases differ.
         unfinished: Take runs that are not validated yet; they have no predictions then.
     """
-    roots = list(selection.results_roots) or [environment_folder("nnUNet_results")]
+    roots = _results_roots(selection)
     name = dataset_name(selection.dataset, roots)
     preprocessed = _optional_folder("nnUNet_preprocessed", name)
     raw = _optional_folder("nnUNet_raw", name)
@@ -70,6 +70,7 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
                             dataset_json=dataset_json, channel=_first_channel(dataset_json))
     if references:
         _check_predictions(collection, allow_different)
+    collection.notes += notes_of_trainings(rows)
     for row in rows:
         if leftovers := [case for run in row.runs for case in run.leftovers]:
             note = (f"{row.name}: {len(leftovers)} predictions in its validation folders are not of its validation "
@@ -105,6 +106,19 @@ def collect_folders(inputs: Sequence[tuple[str, Path]], reference_folder: Path, 
         collection.images = {case: path for case in references
                              if (path := images_folder / f"{case}_0000{ending}").is_file()}
     return collection
+
+
+def _results_roots(selection: Selection) -> list[Path]:
+    """One folder a repeat, each there and named once: another one would count as further trainings, or as none."""
+    roots = list(selection.results_roots) or [environment_folder("nnUNet_results")]
+    resolved = [root.resolve() for root in roots]
+    for root, place in zip(roots, resolved, strict=True):
+        if not root.is_dir():
+            raise UserError(f"{root} is not there: check --results-roots, or nnUNet_results.")
+        if resolved.count(place) > 1:
+            raise UserError(f"--results-roots names {root} twice, which would count its trainings as repeats: leave "
+                            "one out.")
+    return roots
 
 
 def environment_folder(variable: str) -> Path:

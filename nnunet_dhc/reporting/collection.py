@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.run_files import RunRecord
 from nnunet_dhc.reporting.structures import LabelSpace
+from nnunet_dhc.warning_kinds import LEAK, SHARED_STATISTICS, TRANSDUCTION
 
 
 class Note(NamedTuple):
@@ -113,6 +114,29 @@ def check_comparable(rows: list[Row], allow_different: bool) -> list[Note]:
     if unknown:
         others.append(f"Nothing tells which labeled cases {_listed(unknown)} had: they could not be checked.")
     return [*notes, *(Note(text, text) for text in others)]
+
+
+_MEANING = {
+    LEAK: "unlabeled cases had the voxels of labeled or validation cases (LEAK, allowed by the setting allow_leaks): "
+          "scores on validation cases among them are not scores on unseen images.",
+    TRANSDUCTION: "unlabeled cases were also test cases, or labeled cases that no list of the fold names "
+                  "(transduction): scores on these are not scores on unseen images.",
+    SHARED_STATISTICS: "the plans' intensity statistics come from all labeled cases, also those that count as "
+                       "unlabeled or for validation; trainers with the same plans share them. "
+                       "nnunet_dhc split --strict plans without them.",
+}
+
+
+def notes_of_trainings(rows: list[Row]) -> list[Note]:
+    """What trainings warned of that changes what their scores mean."""
+    notes = []
+    for kind, meaning in _MEANING.items():
+        warned = [row.name for row in rows if any(text.startswith(kind) for run in row.runs if run.record
+                                                  for text in run.record.facts()["warnings"])]
+        if warned:
+            text = f"{_listed(warned)}: {meaning}"
+            notes.append(Note(text, text))
+    return notes
 
 
 # Each problem is a sentence that names no case, and which cases it is about.

@@ -45,8 +45,8 @@ def build_comparison(collection: Collection, options: Options) -> dict[str, Any]
     collection = collection.anonymous() if options.anonymise else collection
     if not collection.references:
         raise UserError("Nothing to compare: no row has predictions.")
-    tables = _score(collection, protocol, options)
     baseline = _baseline(collection.rows, options.baseline)
+    tables = _score(collection, protocol, options)
     keys = [structure.key for structure in collection.labels.structures]
     cases = list(collection.references)
     structures = describe_structures([(item.key, item.name) for item in collection.labels.structures],
@@ -194,7 +194,13 @@ def _statistics_notes(tables: Sequence[RowScores]) -> list[str]:
         "alone paints enters the difference in Dice as 0 against 1, and the mean of the other row not at all, so a "
         "difference may be another one than that of the means.",
     ]
-    if all(len(table.row.repeats) == 1 for table in tables):
-        notes.append("One training per row: the intervals hold the variation between cases, not the variation between "
-                     "trainings. Repeat with other seeds (--results-roots) before a claim about a method.")
+    repeats = {table.row.name: len(table.row.repeats) for table in tables}
+    if min(repeats.values()) == 1:
+        single = "One training per row" if max(repeats.values()) == 1 else \
+            f"One training of {', '.join(name for name, count in repeats.items() if count == 1)}"
+        notes.append(f"{single}: the intervals hold the variation between cases, not the variation between trainings. "
+                     "Repeat with other seeds (--results-roots) before a claim about a method.")
+    if len(set(repeats.values())) > 1:
+        notes.append("Rows have different numbers of repeats (results folders): "
+                     + ", ".join(f"{name} {count}" for name, count in repeats.items()) + ".")
     return notes

@@ -46,7 +46,8 @@ def build_report(collection: Collection, options: Options) -> dict[str, Any]:
                       "repeats": len(row.repeats), "facts": row_facts(runs), "runs": runs}],
             "verdict": {"sentence": state, "claim": "no comparison", "row": row.name, "against": None},
             "attribution": {"subject": None, "parts": [], "missing": [], "sentence": ""},
-            "notes": ["Dice during training is measured on patches with the plain network: use it to see whether "
+            "notes": [*(note.text for note in collection.notes),
+                      "Dice during training is measured on patches with the plain network: use it to see whether "
                       "training goes on, not to compare trainers."],
             "training": training_of(collection),
         }

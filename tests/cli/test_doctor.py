@@ -214,7 +214,25 @@ def test_unknown_dataset(tiny_dataset):
 def test_scans_without_labels_among_the_labeled_ones(tiny_dataset):
     (tiny_dataset.raw / "labelsTr" / "case_1.nii.gz").unlink()
     finding, = _broken(check_dataset(tiny_dataset.dataset_id))
-    assert "no label for case_1 in" in finding.text and "imagesTr/case_1_* " in finding.remedy
+    assert "no label for case_1 in" in finding.text and "imagesTr/case_1_????.nii.gz " in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{", "can't be read"),
+        ('{"plans_name": "nnUNetPlansOther"}', 'has no "configurations"'),
+        ({"nnunet_dhc": {"lambda": 1}}, "unknown setting lambda"),
+        ({"nnunet_dhc": {"lambda_max": -1}}, "lambda_max = -1"),
+        ({"nnunet_dhc": ["lambda_max"]}, "must be a JSON object of settings"),
+    ],
+)
+def test_plans_that_a_training_would_refuse(tiny_dataset, content, text):
+    if not isinstance(content, str):
+        content = json.dumps({**tiny_dataset.plans_content(), **content})
+    (tiny_dataset.preprocessed / "nnUNetPlansOther.json").write_text(content)
+    finding, = _broken(check_dataset(tiny_dataset.dataset_id))
+    assert finding.subject == "plans nnUNetPlansOther" and text in finding.text
 
 
 def test_labeled_cases_that_are_not_preprocessed(tiny_dataset):

@@ -249,7 +249,8 @@ def test_unknown_dataset(dataset, capsys):
 
 
 def test_strict_plans_have_statistics_of_labeled_cases_only(dataset, capsys):
-    plans = {"plans_name": "nnUNetPlans", "foreground_intensity_properties_per_channel": {"0": {"mean": -1.0}},
+    plans = {"plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
+             "foreground_intensity_properties_per_channel": {"0": {"mean": -1.0}},
              "configurations": {"3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres",
                                                "normalization_schemes": ["CTNormalization"]},
                                 "3d_cascade_fullres": {"inherits_from": "3d_fullres"}}}
@@ -275,8 +276,14 @@ def test_strict_plans_have_statistics_of_labeled_cases_only(dataset, capsys):
     assert {path.name: path.read_bytes() for path in _file(dataset).parent.glob("*.json")} == before
 
 
+def test_strict_plans_are_looked_for_in_a_dry_run(dataset, capsys):
+    assert _split("--labeled", "2", "--strict", "--dry-run") == 2
+    assert "nnUNetPlans.json does not exist" in capsys.readouterr().err
+
+
 def test_strict_is_not_needed_without_statistics(dataset, capsys):
-    plans = {"plans_name": "nnUNetPlans", "configurations": {"2d": {"normalization_schemes": ["ZScoreNormalization"]}}}
+    plans = {"plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
+             "configurations": {"2d": {"normalization_schemes": ["ZScoreNormalization"]}}}
     _file(dataset).parent.mkdir()
     (_file(dataset).parent / "nnUNetPlans.json").write_text(json.dumps(plans))
     assert _split("--labeled", "1", "--strict") == 0

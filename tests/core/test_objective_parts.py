@@ -31,6 +31,17 @@ def test_weighting_by_all_pseudo_labels_reads_labeled_patches_too(from_labeled, 
     assert seen == [counted]
 
 
+def test_ignored_voxels_of_labeled_patches_are_not_counted():
+    """Nothing supervises them where there are no unlabeled patches."""
+    ignored = TARGET.clone()
+    ignored.view(-1)[:2] = 3  # of labels 0 and 1 in the pseudo label
+    made = CoTrainingObjective(
+        ClassLabels(3, ignore_label=3), Unweighted(3), Unweighted(3), LossComposition(counts_from_labeled=True)
+    )
+    _, counts = made.update_weights_of(made.weighting_b, PSEUDO, ignored)
+    assert counts.tolist() == [2, 1, 1]
+
+
 def test_exponent_of_the_background_is_of_no_other_class():
     made = objective()
     weights = torch.tensor([0.25, 1.0, 4.0])

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
+from nnunet_dhc.nnunet.splits.strict_plans import note_on_shared_statistics
 from nnunet_dhc.nnunet.training.preparation import TrainingData
+from nnunet_dhc.warning_kinds import SHARED_STATISTICS
 
 
 def test_a_run_is_told_that_its_labeled_or_validation_cases_have_changed():
@@ -23,3 +25,13 @@ def test_a_run_is_told_that_its_labeled_or_validation_cases_have_changed():
             data.fingerprint, data.by_role
         )
         assert "started with; it goes on" in changed.changes_since(data.fingerprint, {})  # its record is gone
+
+
+def test_shared_statistics_are_said_where_the_split_file_hides_labels():
+    plans = {"plans_name": "nnUNetPlans", "configurations": {"2d": {"normalization_schemes": ["CTNormalization"]}}}
+    hides = FoldCases(("a",), ("b",), unlabeled=("c",))
+    assert note_on_shared_statistics(plans, hides, 0).startswith(SHARED_STATISTICS)
+    assert note_on_shared_statistics(plans, FoldCases(("a",), ("b",)), 0) is None  # imagesUn has no labels
+    assert note_on_shared_statistics({**plans, "plans_name": "nnUNetPlansStrictFold0"}, hides, 0) is None
+    own = {"2d": {"normalization_schemes": ["ZScoreNormalization"]}, "other_2d": {"inherits_from": "2d"}}
+    assert note_on_shared_statistics({**plans, "configurations": own}, hides, 0) is None

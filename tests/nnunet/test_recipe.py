@@ -180,3 +180,22 @@ def test_lambda_lags_behind_as_in_the_released_code():
     recipe = Recipe(lambda_max=0.1, ramp_lag_epochs=1)
     found = [lambda_and_rate(recipe, epoch, 4, 10)[0] for epoch in range(4)]
     assert found == pytest.approx([0.1 * np.exp(-5 * (1 - progress) ** 2) for progress in (0, 0, 0.25, 0.5)])
+
+
+@pytest.mark.parametrize("settings", [[], "lambda_max=1", 3])
+def test_settings_in_plans_are_an_object(settings):
+    with pytest.raises(UserError, match='plans P: "nnunet_dhc" must be a JSON object of settings'):
+        recipe_from_plans(Recipe(), {"plans_name": "P", "nnunet_dhc": settings})
+
+
+@pytest.mark.parametrize("architecture", [5, {"2d": 5}, {"2d": {"arch_kwargs": {}}}])
+def test_architectures_are_whole(architecture):
+    with pytest.raises(UserError, match="must be a JSON object with network_class_name, arch_kwargs"):
+        Recipe(architecture_b=architecture)
+
+
+def test_outputs_that_nothing_reads():
+    assert Recipe().reads_all_outputs and Recipe(unsupervised_deep_supervision=False).reads_all_outputs
+    unsupervised = {"supervised_ce": 0, "supervised_dice": 0}
+    assert Recipe(**unsupervised).reads_all_outputs
+    assert not Recipe(**unsupervised, unsupervised_deep_supervision=False).reads_all_outputs

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -11,6 +12,7 @@ from made_up import DATASET, boxes, dataset_json, write_json, write_volume
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
+from nnunet_dhc.warning_kinds import LEAK, SHARED_STATISTICS, TRANSDUCTION
 
 
 def test_folds_and_rows(tree):
@@ -50,6 +52,28 @@ def test_every_results_folder_is_a_repeat(tree, tmp_path):
     found = collect_trainings(Selection("901", ["nnUNetTrainer"], results_roots=(tree.results, other)))
     assert found.rows[0].repeats == [0, 1]
     assert len(found.rows[0].runs) == 4
+
+
+def test_a_results_folder_that_is_gone_or_named_twice_is_no_repeat(tree):
+    tree.add_stock()
+    for roots, message in (
+        ((tree.results, tree.root / "typo"), "typo is not there"),
+        ((tree.results, tree.root / "." / tree.results.name), "twice, which would count its trainings as repeats"),
+    ):
+        with pytest.raises(UserError, match=message):
+            collect_trainings(Selection("901", ["nnUNetTrainer"], results_roots=roots))
+
+
+@pytest.mark.parametrize("kind", [LEAK, TRANSDUCTION, SHARED_STATISTICS])
+def test_what_changes_the_meaning_of_scores_is_said_without_naming_cases(tree, kind):
+    tree.add_stock().add_pair("nnUNetTrainerDHC")
+    record = tree.model("nnUNetTrainerDHC") / "fold_1" / "dhc_run.json"
+    write_json(record, {**json.loads(record.read_text()), "warnings": ["no matter", f"{kind}: patient_07 (u0)."]})
+    found = collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"]))
+    notes = [note.text for note in found.anonymous().notes if note.text.startswith("nnUNetTrainerDHC: ")]
+    assert len(notes) == 1
+    assert {LEAK: "LEAK", TRANSDUCTION: "transduction", SHARED_STATISTICS: "intensity"}[kind] in notes[0]
+    assert "patient_07" not in notes[0]
 
 
 def test_a_missing_fold_is_refused(tree):

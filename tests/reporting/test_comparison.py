@@ -194,6 +194,15 @@ def test_seeds_are_averaged_within_a_case(tree, tmp_path):
     assert row["missed"]["3"] == 4
 
 
+def test_rows_with_other_numbers_of_repeats_say_so(tree, tmp_path):
+    other = tmp_path / "seed2"
+    tree.add_stock().add_stock(results=other).add_pair("nnUNetTrainerDHC")
+    selection = Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"], results_roots=(tree.results, other))
+    notes = build_comparison(collect_trainings(selection), Options(images=False))["notes"]
+    assert any(note.startswith("One training of nnUNetTrainerDHC: the intervals hold") for note in notes)
+    assert "Rows have different numbers of repeats (results folders): nnUNetTrainer 2, nnUNetTrainerDHC 1." in notes
+
+
 def test_protocol_of_the_paper_averages_cases_then_classes(tmp_path):
     djfile = write_json(tmp_path / "dataset.json", dataset_json())
     for case, reference, prediction in (("a", boxes(), boxes()), ("b", boxes(rare=False), boxes(rare=False)),

@@ -57,7 +57,7 @@ def shift_final(folder: Path, offsets: list[float]) -> None:
 
 def logits_of(folder: Path, name: str, image: torch.Tensor) -> torch.Tensor:
     """Without the border, where nnU-Net's weights of the sliding window are too small for half precision."""
-    logits = trained_predictor(folder.parent, 0, name, CPU).predict_sliding_window_return_logits(image)
+    logits = trained_predictor(folder.parent, (0,), name, CPU).predict_sliding_window_return_logits(image)
     return logits[:, 6:-6, 6:-6, 6:-6].float()
 
 
@@ -138,6 +138,15 @@ def test_refused(dataset, capsys, changes, message):
     assert main([*COMMAND, *changes]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_is_named(dataset, capsys):
+    path = train(dataset) / "checkpoint_final.pth"
+    path.write_bytes(path.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main(COMMAND) == 2
+    error = capsys.readouterr().err
+    assert "has a checkpoint_final.pth of fold 0 that can't be loaded" in error and error.count("\n") == 1
 
 
 def test_another_split_than_that_of_the_training_is_refused(dataset, capsys):

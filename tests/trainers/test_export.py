@@ -183,7 +183,7 @@ def test_best_is_decided_over_all_folds_and_remembered(trained, tmp_path, monkey
         1: {"A": {"case_0": {"1": 0.1}}, "B": {"case_0": {"1": 0.9}}},
     }
     predicted = []
-    monkeypatch.setattr(sub_network_dice, "_predictors", lambda model, checkpoint, device: {"A": "A", "B": "B"})
+    monkeypatch.setattr(sub_network_dice, "_predictors", lambda *_: {"A": "A", "B": "B"})
 
     def known_dice(cases, predictor, case):
         predicted.append((cases.fold, predictor, case))
@@ -254,13 +254,21 @@ def test_never_over_an_existing_folder(trained, tmp_path):
     assert os.listdir(tmp_path / "model") == ["mine"]
 
 
-def test_stock_checkpoint_is_refused(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("trainer_name", "message"),
+    [
+        ("nnUNetTrainer", "was written by nnUNetTrainer and holds no state"),
+        ("nnUNetTrainerDHC", "was written by nnUNetTrainerDHC, which trains no pair of networks"),  # as -tr says
+    ],
+)
+@pytest.mark.parametrize("network", ["best", "A"])
+def test_stock_checkpoint_is_refused(trained, tmp_path, trainer_name, message, network):
     path = model_path(trained) / "fold_1" / "checkpoint_final.pth"
     checkpoint = torch.load(path, weights_only=False)
     del checkpoint["nnunet_dhc"]
-    torch.save({**checkpoint, "trainer_name": "nnUNetTrainer"}, path)
-    with pytest.raises(UserError, match="was written by nnUNetTrainer"):
-        export_model(request(), tmp_path / "model", CPU)
+    torch.save({**checkpoint, "trainer_name": trainer_name}, path)
+    with pytest.raises(UserError, match=message):
+        export_model(request(network=network), tmp_path / "model", CPU)
     assert not list(tmp_path.glob(".writing-*")) and not (tmp_path / "model").exists()
 
 

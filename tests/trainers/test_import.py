@@ -93,6 +93,16 @@ def test_other_forms_of_a_single_network(tiny_dataset, stock, tmp_path, form):
     assert agree(trainer.pair.sub_network_b.state_dict(), state)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "can't be read"), ("{}", 'is no plans file, it has no "configurations"'), ("[]", "holds no JSON object")],
+)
+def test_damaged_plans_are_named(tiny_dataset, stock, tmp_path, content, message):
+    (tiny_dataset.preprocessed / f"{tiny_dataset.tiny_plans}.json").write_text(content)
+    with pytest.raises(UserError, match=f"{tiny_dataset.tiny_plans}.json {message}"):
+        import_weights(request(stock[1], "A"), tmp_path / "pair.pth")
+
+
 def test_heads_of_another_dataset_are_left_out(tiny_dataset, stock, tmp_path):
     state, path = stock
     other = {key: value[:1] if ".seg_layers." in key else value for key, value in state.items()}

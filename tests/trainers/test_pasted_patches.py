@@ -10,7 +10,7 @@ from two_ranks import batches, start
 
 from nnunet_dhc.core.pasting import box_masks
 from nnunet_dhc.nnunet.training import pair_trainer
-from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled
+from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled, running_statistics_kept
 from nnunet_dhc.nnunet.training.whole_step import StepInputs
 
 IGNORE = {"background": 0, "large": 1, "middle": 2, "small": 3, "ignore": 4}
@@ -48,6 +48,17 @@ def test_pseudo_labels_are_those_of_the_whole_unlabeled_patch(tiny_dataset) -> N
     for target, peer in zip(targets, peers, strict=True):
         assert torch.equal(target.long(), torch.where(masks, batch["target"][0], peer))
         assert not target.requires_grad
+
+
+def test_plain_patches_leave_no_trace_in_running_statistics() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.BatchNorm3d(2, momentum=0.25))
+    norm = network[1]
+    with running_statistics_kept(network), torch.no_grad():
+        normalized = network(torch.randn(2, 1, 4, 4, 4) + 3)
+    assert torch.equal(norm.running_mean, torch.zeros(2)) and torch.equal(norm.running_var, torch.ones(2))
+    torch.testing.assert_close(normalized.mean((0, 2, 3, 4)), torch.zeros(2), atol=1e-5, rtol=0)  # by its own batch
+    network(torch.ones(2, 1, 4, 4, 4))
+    assert norm.momentum == 0.25 and not torch.equal(norm.running_mean, torch.zeros(2))
 
 
 def test_pseudo_labels_of_the_mean_of_both_networks(tiny_dataset) -> None:

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, id_of, locate_dataset
+from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, id_of, locate_dataset, read_plans
 from nnunet_dhc.nnunet.health.health import Finding
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, default_folds, name_some, number_of_folds, read_fold_cases
+from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, refuse_invalid, settings_in
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase, list_image_folder, training_identifiers
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import BAD_CASES_FILE, EXCLUDED, READY, UnlabeledStore
 
@@ -28,7 +29,8 @@ def check_dataset(dataset: str | int) -> list[Finding]:
     findings, identifiers = _raw(places, dataset_json)
     scans, found = _images_un(places, dataset_json)
     findings += found
-    plans = _plans(places)
+    plans, found = _plans(places)
+    findings += found
     if not plans:
         findings.append(Finding("broken", "plans", f"none in {places.preprocessed}",
                                 f"nnUNetv2_plan_and_preprocess -d {id_of(places.name)} -c 3d_fullres"))
@@ -47,10 +49,11 @@ def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Find
     labels = _labels_of(places.raw, identifiers, dataset_json)
     unlabeled = [case for case in identifiers if not labels[case].is_file()]
     if unlabeled:
-        case = unlabeled[0]
-        return [Finding("broken", "raw data", f"no label for {name_some(unlabeled, 3)} in {places.raw / 'imagesTr'}",
-                        f"label such scans, or move them to {IMAGES_UN}: mkdir -p {places.raw / IMAGES_UN}; mv "
-                        f"{places.raw / 'imagesTr' / case}_* {places.raw / IMAGES_UN}")], identifiers
+        images, target = places.raw / "imagesTr", shlex.quote(str(places.raw / IMAGES_UN))
+        files = f"{shlex.quote(f'{images}/{unlabeled[0]}_')}????{dataset_json['file_ending']}"
+        return [Finding("broken", "raw data", f"no label for {name_some(unlabeled, 3)} in {images}",
+                        f"label such scans, or move each of them to {IMAGES_UN}: mkdir -p {target}; mv {files} "
+                        f"{target}")], identifiers
     classes = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
     text = f"{places.raw}: {len(identifiers)} cases with labels, {len(classes)} classes"
     if dataset_json.get("numTraining") not in (None, len(identifiers)):
@@ -98,16 +101,22 @@ def _excluded(places: DatasetPlaces, cases: Mapping[str, RawCase]) -> set[str]:
     return excluded
 
 
-def _plans(places: DatasetPlaces) -> dict[str, dict[str, Any]]:
-    plans = {}
+def _plans(places: DatasetPlaces) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
+    """Content of the plans by identifier, and what is wrong with those that a training would refuse."""
+    plans, findings = {}, []
     for path in sorted(places.preprocessed.glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content = read_plans(places.preprocessed, path.stem)
+        except UserError as error:
+            if "Plans" in path.stem:  # as nnU-Net's planners name theirs; there are other JSON files
+                findings.append(Finding("broken", f"plans {path.stem}", str(error)))
             continue
-        if isinstance(content, dict) and "plans_name" in content and "configurations" in content:
-            plans[path.stem] = content
-    return plans
+        plans[path.stem] = content
+        try:
+            refuse_invalid(settings_in(content), f"settings in {path}")
+        except UserError as error:
+            findings.append(Finding("broken", f"plans {path.stem}", str(error)))
+    return plans, findings
 
 
 def _preprocessed(places: DatasetPlaces, name: str, plans: dict[str, Any], cases: list[str]) -> list[Finding]:
@@ -130,7 +139,7 @@ def _preprocessed(places: DatasetPlaces, name: str, plans: dict[str, Any], cases
     text = "; ".join(parts) or "nothing preprocessed yet"
     if missing and parts:
         text += f" (not preprocessed: {', '.join(missing)})"
-    settings = plans.get("nnunet_dhc")
+    settings = plans.get(PLANS_KEY)
     text += f"; settings of nnunet_dhc: {', '.join(sorted(settings))}" if settings else ""
     return [Finding("ok" if parts else "note", f"plans {name}", text), *findings]
 

@@ -33,8 +33,19 @@ class DatasetPlaces:
         for folder in (self.raw, self.preprocessed):
             path = folder / "dataset.json" if folder else None
             if path and path.is_file():
-                return _complete(path, _read_object(path, "repair it"))
+                return read_dataset_json(path)
         raise UserError(f"{self.name} has no dataset.json in nnUNet_raw or nnUNet_preprocessed: check both variables")
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """A dataset.json.
+
+    Raises:
+        UserError: It is missing, damaged, or lacks what nnU-Net v2 asks for.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: run nnUNetv2_plan_and_preprocess")
+    return _complete(path, _read_object(path, "repair it"))
 
 
 def read_plans(preprocessed_dataset_folder: str | Path, identifier: str) -> dict[str, Any]:
@@ -48,8 +59,11 @@ def read_plans(preprocessed_dataset_folder: str | Path, identifier: str) -> dict
         raise UserError(f"{path} does not exist: run nnUNetv2_plan_and_preprocess first, or correct the identifier")
     remedy = "make it again with nnUNetv2_plan_experiment"
     plans = _read_object(path, remedy)
-    if not isinstance(plans.get("configurations"), dict):
-        raise UserError(f'{path} is no plans file, it has no "configurations": correct the identifier, or {remedy}')
+    for key in ("configurations", "plans_name", "image_reader_writer"):
+        if key not in plans:
+            raise UserError(f'{path} is no plans file, it has no "{key}": correct the identifier, or {remedy}')
+    if not isinstance(plans["configurations"], dict):
+        raise UserError(f'{path}: "configurations" must be a JSON object: {remedy}')
     return plans
 
 

@@ -77,7 +77,7 @@ def adjust_model(
         UserError: No validation cases of its own, preprocessed data gone, or a network without the layer.
     """
     cases = _validation_cases(model, fold)
-    predictor = trained_predictor(model.path, fold, checkpoint_name, device)
+    predictor = trained_predictor(model.path, (fold,), checkpoint_name, device)
     biases = _output_biases(predictor.network)
     reduced = []
     for identifier in tqdm(cases.identifiers, desc=f"Fold {fold}: validation cases", disable=not show_progress):

@@ -8,9 +8,7 @@ from copy import deepcopy
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.training.recipe import PLANS_KEY
-
-_KEYS = ("network_class_name", "arch_kwargs", "_kw_requires_import")
+from nnunet_dhc.nnunet.training.recipe import ARCHITECTURE_KEYS, refuse_invalid, settings_in
 
 
 def configuration_of_b(
@@ -22,9 +20,10 @@ def configuration_of_b(
     plans' own key ``architecture``. nnU-Net hands over a configuration without its name, so it is found by content.
 
     Raises:
-        UserError: The architecture lacks a key.
+        UserError: The architecture lacks a key, or the plans a configuration that has one.
     """
-    by_configuration = plans_manager.plans.get(PLANS_KEY, {}).get("architecture_b", {})
+    by_configuration = settings_in(plans_manager.plans).get("architecture_b", {})
+    refuse_invalid({"architecture_b": by_configuration}, f"plans {plans_manager.plans_name}")
     for name, architecture in by_configuration.items():
         if name not in plans_manager.available_configurations:
             raise UserError(
@@ -32,12 +31,7 @@ def configuration_of_b(
                 f"do not have ({', '.join(plans_manager.available_configurations)})"
             )
         if plans_manager.get_configuration(name).configuration == configuration_manager.configuration:
-            missing = [key for key in _KEYS if key not in architecture]
-            if missing:
-                raise UserError(
-                    f"plans {plans_manager.plans_name}: architecture_b of {name} lacks {', '.join(missing)}"
-                )
             configuration = deepcopy(configuration_manager.configuration)
-            configuration["architecture"] = {key: architecture[key] for key in _KEYS}
+            configuration["architecture"] = {key: architecture[key] for key in ARCHITECTURE_KEYS}
             return ConfigurationManager(configuration)
     return configuration_manager

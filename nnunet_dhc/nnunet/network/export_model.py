@@ -71,6 +71,8 @@ def export_model(
         raise UserError("-f: name each fold once")
     model = find_model_folder(request.dataset, request.trainer, request.plans_identifier, request.configuration)
     model.require_checkpoints(request.folds, request.checkpoint_name)
+    for fold in request.folds:
+        read_checkpoint(os.fspath(model.checkpoint(fold, request.checkpoint_name)), model.trainer)
     network = request.network
     if network == "best":
         dice = _validation_dice(model, request, device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import sync_folder, temporary_path
-from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
+from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
 from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, initialize_sub_networks
 from nnunet_dhc.nnunet.network.model_folder import file_hash
 from nnunet_dhc.nnunet.training import seeding
@@ -142,13 +141,10 @@ def _new_pair(request: ImportRequest) -> CoTrainedPair:
     except RuntimeError as error:
         raise UserError(f"-tr {request.trainer} is not found; nnunet_dhc methods lists our trainers") from error
     places = locate_dataset(request.dataset)
-    path = places.preprocessed / f"{request.plans_identifier}.json"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: run nnUNetv2_plan_and_preprocess, or give -p")
-    plans = PlansManager(json.loads(path.read_text()))
+    plans = PlansManager(read_plans(places.preprocessed, request.plans_identifier))
     if request.configuration not in plans.available_configurations:
         raise UserError(
-            f"{path} has no configuration {request.configuration}: choose from "
+            f"{request.plans_identifier} has no configuration {request.configuration}: choose from "
             f"{', '.join(plans.available_configurations)}"
         )
     dataset_json = places.dataset_json()

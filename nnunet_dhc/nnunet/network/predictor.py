@@ -6,19 +6,48 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Sequence
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, unwrapped
+
 
 def trained_predictor(
-    model: str | os.PathLike, fold: int | str, checkpoint_name: str, device: torch.device
+    model: str | os.PathLike, folds: Sequence[int | str], checkpoint_name: str, device: torch.device
 ) -> nnUNetPredictor:
-    """nnU-Net's predictor with the weights of one fold, without what it prints while it looks for the trainer."""
+    """nnU-Net's predictor with the weights of some folds, without what it prints while it looks for the trainer.
+
+    Raises:
+        UserError: A checkpoint can't be loaded.
+    """
     predictor = new_predictor(device)
-    with contextlib.redirect_stdout(io.StringIO()):
-        predictor.initialize_from_trained_model_folder(os.fspath(model), (fold,), checkpoint_name)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            predictor.initialize_from_trained_model_folder(os.fspath(model), tuple(folds), checkpoint_name)
+    except (RuntimeError, KeyError, EOFError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{model} has a {checkpoint_name} of fold {', '.join(map(str, folds))} that can't be loaded ({reason}): "
+            "copy it again or train that fold again"
+        ) from error
     return predictor
+
+
+def pair_of(predictor: nnUNetPredictor, model: str | os.PathLike) -> CoTrainedPair:
+    """The pair that a predictor predicts with.
+
+    Raises:
+        UserError: It predicts with another network.
+    """
+    network = unwrapped(predictor.network)
+    if not isinstance(network, CoTrainedPair):
+        raise UserError(
+            f"{model} holds no pair of sub-networks: choose -tr of nnunet_dhc (nnunet_dhc methods lists them)"
+        )
+    return network
 
 
 def new_predictor(device: torch.device) -> nnUNetPredictor:

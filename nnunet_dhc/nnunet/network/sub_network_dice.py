@@ -17,9 +17,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tqdm import tqdm
 
 from nnunet_dhc.nnunet.atomic_files import replace_json
-from nnunet_dhc.nnunet.network.cotrained_pair import unwrapped
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash
-from nnunet_dhc.nnunet.network.predictor import new_predictor, trained_predictor
+from nnunet_dhc.nnunet.network.predictor import new_predictor, pair_of, trained_predictor
 from nnunet_dhc.nnunet.network.validation_cases import ValidationCases
 
 CACHE_FILE = "dhc_sub_network_dice.json"
@@ -76,7 +75,7 @@ class SubNetworkDice:
         )
         todo = [(name, case) for name in NETWORKS for case in validation.identifiers if case not in cases[name]]
         if todo:
-            predictors = _predictors(self.model, self.model.checkpoint(self.fold, self.checkpoint_name), device)
+            predictors = _predictors(self.model, self.fold, self.checkpoint_name, device)
             for name, case in tqdm(todo, desc=f"Fold {self.fold}: A and B alone", disable=not show_progress):
                 cases[name][case] = _dice(validation, predictors[name], case)
                 replace_json(self.cache, content)
@@ -129,15 +128,17 @@ def _dice(cases: ValidationCases, predictor: nnUNetPredictor, identifier: str) -
     }
 
 
-def _predictors(model: ModelFolder, checkpoint: Path, device: torch.device) -> dict[str, nnUNetPredictor]:
+def _predictors(
+    model: ModelFolder, fold: int | str, checkpoint_name: str, device: torch.device
+) -> dict[str, nnUNetPredictor]:
     """nnU-Net's predictor, with the defaults of its final validation, of A and of B."""
     plans_manager, configuration_manager = model.managers()
-    pair = trained_predictor(model.path, checkpoint.parent.name[5:], checkpoint.name, device)
+    of_both = trained_predictor(model.path, (fold,), checkpoint_name, device)
     predictors = {}
-    for name, network in zip(NETWORKS, unwrapped(pair.network).sub_networks, strict=True):
+    for name, network in zip(NETWORKS, pair_of(of_both, model.path).sub_networks, strict=True):
         predictors[name] = new_predictor(device)
         predictors[name].manual_initialization(
             network, plans_manager, configuration_manager, None, model.dataset_json, "nnUNetTrainer",
-            pair.allowed_mirroring_axes,
+            of_both.allowed_mirroring_axes,
         )
     return predictors

@@ -7,7 +7,6 @@ Both are replaced in one step, and belong to one checkpoint and one preprocessed
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -31,9 +30,8 @@ from nnunet_dhc.core.annotation_value import (
 )
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, replace_file, replace_json
-from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, unwrapped
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder
-from nnunet_dhc.nnunet.network.predictor import new_predictor
+from nnunet_dhc.nnunet.network.predictor import pair_of, trained_predictor
 from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes, oriented
 from nnunet_dhc.nnunet.ranking.rank_sources import CaseSource, FolderCases, LeftOut, StoreCases
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import is_2d_dataset
@@ -84,21 +82,9 @@ class PairPredictor:
                 f"{model.configuration} is the second stage of a cascade, which needs the first stage's predictions of "
                 "every scan: rank with 3d_fullres or with the first stage (-c)"
             )
-        self.predictor = new_predictor(device)
+        self.predictor = trained_predictor(model.path, folds, checkpoint_name, device)
         self.predictor.use_mirroring = self.predictor.use_mirroring and mirroring
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # how the trainer was searched for
-                self.predictor.initialize_from_trained_model_folder(str(model.path), tuple(folds), checkpoint_name)
-        except (RuntimeError, KeyError, EOFError, OSError) as error:
-            raise UserError(
-                f"{model.path} has a {checkpoint_name} that can't be loaded ({_first_line(error)}): copy it again or "
-                "train that fold again"
-            ) from error
-        network = unwrapped(self.predictor.network)
-        if not isinstance(network, CoTrainedPair):
-            raise UserError(f"{model.path} (trainer {model.trainer}) holds no pair of sub-networks: choose -tr of "
-                            "nnunet_dhc (nnunet_dhc methods lists them)")
-        self.pair = network
+        self.pair = pair_of(self.predictor, model.path)
         self.label_manager = self.plans_manager.get_label_manager(model.dataset_json)
 
     def logits(self, image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -319,7 +305,3 @@ def _mean(values: np.ndarray) -> float | None:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,8 +8,9 @@ import torch
 from nnunet_dhc.errors import UserError
 
 # Not every backend has a class for it. cuDNN, where it looks for the fastest algorithm, passes over those whose
-# workspace doesn't fit, and then says that it has found no engine; cuBLAS and cuDNN handles say ALLOC_FAILED.
-_SIGNS = ("out of memory", "unable to find an engine", "alloc_failed")
+# workspace doesn't fit, and then says that it has found no engine; cuBLAS and cuDNN handles say ALLOC_FAILED. On a CPU
+# only a limit of the process is an error, DefaultCPUAllocator's; a full machine kills the process.
+_SIGNS = ("out of memory", "unable to find an engine", "alloc_failed", "defaultcpuallocator")
 
 
 def require_device(device: torch.device) -> torch.device:

@@ -15,7 +15,7 @@ from typing import Any
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_file, replace_json
-from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, locate_dataset
+from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, locate_dataset, read_plans
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, name_some
 from nnunet_dhc.nnunet.splits.label_contents import CACHE_FILE, classes_of_cases, foreground_classes, label_files
 from nnunet_dhc.nnunet.splits.split_drawing import (
@@ -84,8 +84,10 @@ def make_split(
     dataset_json = places.dataset_json()
     files = label_files(places.raw, places.preprocessed, dataset_json)
     identifiers = sorted(files)
-    if strict_from and places.raw is None:
-        raise UserError("--strict reads the labeled images: nnUNet_raw must hold the dataset")
+    if strict_from:
+        read_plans(places.preprocessed, strict_from)  # in a dry run, too; without them nothing need be drawn
+        if places.raw is None:
+            raise UserError("--strict reads the labeled images: nnUNet_raw must hold the dataset")
     # Without stratification no label file is opened.
     classes_of = (
         classes_of_cases(files, dataset_json, places.preprocessed / CACHE_FILE, num_processes)

@@ -16,7 +16,9 @@ import numpy as np
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import read_plans
+from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
 from nnunet_dhc.nnunet.unlabeled.raw_images import list_training_images
+from nnunet_dhc.warning_kinds import SHARED_STATISTICS
 
 # Normalizations that read nothing of the plans but their own image.
 _NEED_NO_STATISTICS = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
@@ -24,9 +26,34 @@ _NEED_NO_STATISTICS = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Nor
 _SAMPLES_IN_TOTAL = 10e6
 
 
-def strict_identifier(plans_identifier: str, fold: int) -> str:
+def strict_identifier(plans_identifier: str, fold: int | str) -> str:
     """Plans identifier of a fold's strict plans."""
     return f"{plans_identifier}StrictFold{fold}"
+
+
+def needs_statistics(plans: Mapping[str, Any]) -> bool:
+    """Whether the normalization of any channel reads intensity statistics from the plans."""
+    configurations = plans["configurations"].values()
+    return not _NEED_NO_STATISTICS.issuperset(
+        scheme for configuration in configurations for scheme in configuration.get("normalization_schemes", ())
+    )
+
+
+def note_on_shared_statistics(plans: Mapping[str, Any], cases: FoldCases, fold: int | str) -> str | None:
+    """What a reader of the scores should know where stock's plans hold statistics of references not to be seen.
+
+    Args:
+        plans: Content of the plans.
+        cases: Of the fold; matters only where the split file counts labeled cases as unlabeled.
+        fold: Its number, or "all".
+    """
+    if not cases.unlabeled or plans["plans_name"].endswith(strict_identifier("", fold)) or not needs_statistics(plans):
+        return None
+    return (
+        f"{SHARED_STATISTICS}: the intensity statistics of {plans['plans_name']} come from all cases of labelsTr, also "
+        "those that count as unlabeled or for validation in this fold, and are the same for stock nnU-Net; "
+        "nnunet_dhc split --strict plans without them."
+    )
 
 
 def strict_plans(
@@ -46,10 +73,7 @@ def strict_plans(
         UserError: The plans or an image are missing.
     """
     plans = read_plans(preprocessed_dataset_folder, plans_identifier)
-    schemes = {
-        scheme for plan in plans["configurations"].values() for scheme in plan.get("normalization_schemes", ())
-    }
-    if schemes <= _NEED_NO_STATISTICS:
+    if not needs_statistics(plans):
         return None
     dataset_json = json.loads((raw_dataset_folder / "dataset.json").read_text())
     images = list_training_images(raw_dataset_folder, dataset_json, labeled)

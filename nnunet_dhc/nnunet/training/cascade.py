@@ -164,7 +164,7 @@ def _predict(trainer: nnUNetTrainer, model: Path, folder: Path, stages: Stages) 
         return
     what = counted(len(todo), "unlabeled case")
     trainer.print_to_log_file(f"Predicting {what} with {model.name} for this stage, into {folder}")
-    predictor = trained_predictor(model, trainer.fold, CHECKPOINT, trainer.device)
+    predictor = trained_predictor(model, (trainer.fold,), CHECKPOINT, trainer.device)
     for case in tqdm(todo, desc="First stage of unlabeled cases", disable=trainer.local_rank != 0):
         image, properties = _load(stages.first.folder, case)
         partial = temporary_path(folder, ".b2nd")

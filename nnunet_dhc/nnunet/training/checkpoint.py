@@ -112,6 +112,11 @@ def read_checkpoint(filename: str, trainer_name: str) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
         written_by = checkpoint.get("trainer_name", "an unknown program") if isinstance(checkpoint, dict) else "?"
+        if written_by == trainer_name:
+            raise UserError(
+                f"{filename} was written by {written_by}, which trains no pair of networks: choose -tr of nnunet_dhc "
+                "(nnunet_dhc methods lists them)"
+            )
         raise UserError(
             f"{filename} was written by {written_by} and holds no state of {trainer_name}; to start from its "
             "weights use `nnunet_dhc import` and -pretrained_weights"

@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
 from nnunet_dhc.nnunet.training.objective import make_weighting
-from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, Recipe, overridden
+from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, Recipe, overridden, settings_in
 from nnunet_dhc.nnunet.training.run_record import write_json_atomically
 
 
@@ -76,10 +76,15 @@ def configure_plans(
         )
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists; choose another -o or pass --overwrite")
-    ours = {**plans.get(PLANS_KEY, {}), **settings}
+    ours = {**settings_in(plans), **settings}
     if architecture_b_from:
         ours["architecture_b"] = _architectures(plans, read_plans(folder, architecture_b_from), configurations)
     check_settings(ours, recipe, f"{target} for {trainer} (-tr names another trainer)")
+    unknown = sorted(set(ours.get("architecture_b", {})) - set(plans["configurations"]))
+    if unknown:
+        raise UserError(
+            f"{target}: architecture_b names configuration {', '.join(unknown)}, which {plans_identifier} doesn't have"
+        )
     new_plans = deepcopy(plans)
     new_plans["plans_name"] = new_identifier
     new_plans[PLANS_KEY] = ours

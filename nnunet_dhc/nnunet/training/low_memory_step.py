@@ -152,17 +152,28 @@ class _LowMemoryStep:
     @contextmanager
     def _random_state_of(self, network: str, number: int) -> Iterator[None]:
         device = self.trainer.device
-        of_host, of_device = self.random_states[network, number]
-        with torch.random.fork_rng([device] if of_device is not None else []):
-            torch.set_rng_state(of_host)
-            if of_device is not None:
-                torch.cuda.set_rng_state(of_device, device)
+        now = random_state(device)
+        set_random_state(device, self.random_states[network, number])
+        try:
             yield
+        finally:
+            set_random_state(device, now)
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
     """States of the generators that layers draw from."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    of_device = {"cuda": lambda: torch.cuda.get_rng_state(device), "mps": torch.mps.get_rng_state}
+    return torch.get_rng_state(), of_device[device.type]() if device.type in of_device else None
+
+
+def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    """Go back to what `random_state` returned."""
+    of_host, of_device = state
+    torch.set_rng_state(of_host)
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(of_device, device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(of_device)
 
 
 def average_gradients(network: torch.nn.Module) -> None:

@@ -112,6 +112,11 @@ class PairTrainer(ReliableTrainer):
             seeding.seed_everything(self.seed)
         if self._do_i_compile():
             allow_graphs_of_all_outputs()
+        if self.is_ddp and not self.recipe.reads_all_outputs:
+            raise UserError(
+                "unsupervised_deep_supervision=false without a supervised term leaves outputs without gradients, which "
+                "several GPUs can't train: set it to true (nnunet_dhc configure), or train on one GPU"
+            )
         super().initialize()
         initialize_sub_networks(self.pair, self.recipe.initialization_a, self.recipe.initialization_b)
         if self.device.type == "cpu" and not self.is_ddp:  # DDP has laid its buckets out in the other order by now
@@ -403,10 +408,11 @@ class PairTrainer(ReliableTrainer):
             limit = max(limit, STEPS_TO_FIND_A_SCALE)
         if self._non_finite_in_a_row >= limit:
             cases = ", ".join(map(str, (*batch["keys"], *batch.get("unlabeled_keys", ()))))
+            kept = f"the last good checkpoint is in {self.output_folder}"
             raise UserError(
                 f"the loss or its gradient was not finite in {self._non_finite_in_a_row} steps in a row (last cases: "
-                f"{cases}); the last good checkpoint is in {self.output_folder}. Check these images, and settings that "
-                f"were changed; then continue with: {self._resume_command}"
+                f"{cases}); {kept if self.can_be_continued else 'no checkpoint was written'}. Check these images, and "
+                f"settings that were changed; then continue with: {self._resume_command}"
             )
 
     # ---- validation ----

@@ -3,15 +3,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunet_dhc.nnunet.training.whole_step import StepInputs, as_list, mixed_precision
 
 if TYPE_CHECKING:
     from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
+
+
+@contextmanager
+def running_statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Batch normalization, where plans have it, takes no patches into its running statistics here.
+
+    Those of the step itself are enough; the plain patches would move them towards the unlabeled scans.
+    """
+    layers = {layer: layer.momentum for layer in network.modules() if isinstance(layer, _BatchNorm)}
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in layers.items():
+            layer.momentum = momentum
 
 
 @torch.no_grad()
@@ -32,7 +52,7 @@ def mixed_with_labeled(trainer: PairTrainer, inputs: StepInputs, patches_at_once
     if trainer.averaged_pair is not None:
         teacher = network = trainer.averaged_pair.pair
     for patches in unlabeled.split(patches_at_once or len(unlabeled)):
-        with mixed_precision(trainer.device), teacher.giving("both"):
+        with mixed_precision(trainer.device), teacher.giving("both"), running_statistics_kept(teacher):
             logits_a, logits_b = (as_list(outputs)[0] for outputs in network(patches))
         pseudo_a, pseudo_b = objective.pseudo_labels(logits_a, logits_b)
         peer_targets.append(objective.peer_targets(pseudo_a, pseudo_b, logits_a, logits_b))

@@ -15,6 +15,7 @@ from nnunet_dhc.nnunet.health.health import check_versions
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
 from nnunet_dhc.nnunet.splits.labeled_counts import classes_without_labels, labeled_voxel_counts
 from nnunet_dhc.nnunet.splits.stale_preprocessing import current_cases
+from nnunet_dhc.nnunet.splits.strict_plans import note_on_shared_statistics
 from nnunet_dhc.nnunet.training.cascade import note_on_labels, predict_unlabeled, require_labeled_predictions
 from nnunet_dhc.nnunet.training.run_record import RunRecord, content_hash
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
@@ -130,6 +131,8 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
     warnings = [f"{found.subject}: {found.text}; {found.remedy}" for found in check_versions()]
     warnings += [cases.note_on_left_out] if cases.note_on_left_out else []
     warnings += pool.notes if pool else []
+    shared = note_on_shared_statistics(trainer.plans_manager.plans, cases, trainer.fold)
+    warnings += [shared] if shared else []
     if trainer.is_cascaded:
         warnings += note_on_labels(cases)
     missing = classes_without_labels(counts, trainer.label_manager)

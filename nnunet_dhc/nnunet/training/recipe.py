@@ -14,6 +14,7 @@ PLANS_KEY = "nnunet_dhc"
 CONFIGURE = "nnunet_dhc configure -d DATASET -p PLANS -o NEW_PLANS"
 WEIGHTINGS = ("none", "distdw", "diffdw", "crest", "simis", "cld")
 AUTO = "auto"
+ARCHITECTURE_KEYS = ("network_class_name", "arch_kwargs", "_kw_requires_import")
 # weight_exponent_final=auto: the exponent where some structure is rare, and how much rarer than another it must be.
 # Measured with 424 (abdominal CT) and 1.1 (hippocampus) between the most frequent and the rarest: docs/results.
 EXPONENT_FOR_RARE, RARE_RATIO = 0.5, 10
@@ -49,6 +50,11 @@ def _or_null(check: tuple):
 
 _BOOLEAN = (lambda value: isinstance(value, bool), "true or false")
 _MAPPING = (lambda value: isinstance(value, Mapping), "a JSON object")
+_ARCHITECTURES = (
+    lambda value: isinstance(value, Mapping)
+    and all(isinstance(entry, Mapping) and entry.keys() >= set(ARCHITECTURE_KEYS) for entry in value.values()),
+    "a JSON object with " + ", ".join(ARCHITECTURE_KEYS) + " for each configuration that it names",
+)
 
 
 def _setting(default: Any, check: tuple, help_text: str) -> Any:
@@ -153,7 +159,7 @@ class Recipe:
     initialization_a: str = _setting("plans", _choice("plans", "kaiming", "xavier"), "initialisation of A")
     initialization_b: str = _setting("plans", _choice("plans", "kaiming", "xavier"), "initialisation of B")
     architecture_b: dict = _setting(
-        {}, _MAPPING, 'architecture of B by configuration, as in the plans\' key "architecture"; empty = as A'
+        {}, _ARCHITECTURES, 'architecture of B by configuration, as in the plans\' key "architecture"; empty = as A'
     )
     oversample_foreground: float | None = _setting(
         None,
@@ -218,6 +224,11 @@ class Recipe:
         return self.supervised_ce > 0 or self.supervised_dice > 0
 
     @property
+    def reads_all_outputs(self) -> bool:
+        """Whether each output of a network gets a gradient, which DistributedDataParallel asks for."""
+        return self.has_supervised_term or self.unsupervised_deep_supervision
+
+    @property
     def _every_step_has_unsupervised_term(self) -> bool:
         has_term = self.lambda_max > 0 and (self.unsupervised_ce > 0 or self.unsupervised_dice > 0)
         leaves_out = self.unlabeled_schedule == "ramp" and self.ramp_length > 0 and self.unlabeled_minimum_rate < 1
@@ -266,24 +277,53 @@ def overridden(recipe: Recipe, overrides: Mapping[str, Any], source: str) -> Rec
     Raises:
         UserError: Unknown setting or a value outside its range; the message names ``source`` and what is valid.
     """
-    known = {setting.name for setting in fields(Recipe)}
-    unknown = sorted(set(overrides) - known)
+    refuse_invalid(overrides, source, recipe)
+    try:
+        return replace(recipe, **overrides)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def refuse_invalid(settings: Mapping[str, Any], source: str, recipe: Recipe | None = None) -> None:
+    """Raise if a setting is unknown or its value outside of the setting's range, whatever the other settings are.
+
+    Args:
+        settings: Values by name.
+        source: Begins the message.
+        recipe: Its values are the examples in messages; default the base recipe.
+    """
+    known = {setting.name: setting for setting in fields(Recipe)}
+    unknown = sorted(set(settings) - set(known))
     if unknown:
         raise UserError(
             f"{source}: unknown setting {', '.join(unknown)} of nnunet_dhc; valid are {', '.join(sorted(known))}"
         )
+    examples = recipe or Recipe()
     try:
-        for setting in fields(Recipe):
-            if setting.name in overrides:
-                _require_valid(setting, overrides[setting.name], getattr(recipe, setting.name))
-        return replace(recipe, **overrides)
+        for name, value in settings.items():
+            _require_valid(known[name], value, getattr(examples, name))
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 
 
 def recipe_from_plans(recipe: Recipe, plans: Mapping[str, Any]) -> Recipe:
     """The trainer's recipe with what ``plans["nnunet_dhc"]`` overrides."""
-    return overridden(recipe, plans.get(PLANS_KEY, {}), f"plans {plans.get('plans_name', '?')}")
+    return overridden(recipe, settings_in(plans), f"plans {plans.get('plans_name', '?')}")
+
+
+def settings_in(plans: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What plans override, unchecked.
+
+    Raises:
+        UserError: The plans' key holds no JSON object.
+    """
+    settings = plans.get(PLANS_KEY, {})
+    if not isinstance(settings, Mapping):
+        raise UserError(
+            f'plans {plans.get("plans_name", "?")}: "{PLANS_KEY}" must be a JSON object of settings; make such plans '
+            f"with {CONFIGURE}"
+        )
+    return settings
 
 
 def changed_since(recipe: Recipe, before: Mapping[str, Any], *plans: Mapping[str, Any]) -> list[str]:

@@ -12,9 +12,10 @@ from typing import Any
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
-from nnunet_dhc.nnunet.training.recipe import PLANS_KEY
+from nnunet_dhc.nnunet.training.recipe import settings_in
 from nnunet_dhc.nnunet.unlabeled.odd_scans import ImageSummary, from_json
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase
+from nnunet_dhc.warning_kinds import LEAK, TRANSDUCTION
 
 HASHES_FILE = "labeled_hashes.json"
 TEST_PREFIX = "imagesTs/"
@@ -123,7 +124,7 @@ def refuse_leaks_by_name(from_images_un: Iterable[str], folds: Sequence[FoldCase
 
 def leaks_are_allowed(plans: Mapping[str, Any]) -> bool:
     """Whether the plans say so; a case with the name of a labeled one is refused anyway: it can be renamed."""
-    return plans.get(PLANS_KEY, {}).get("allow_leaks") is True
+    return settings_in(plans).get("allow_leaks") is True
 
 
 def check_voxels(
@@ -173,7 +174,7 @@ def check_voxels(
                 "PLANSLeaky --set allow_leaks=true, then train with -p PLANSLeaky"
             )
         notes.append(
-            f"LEAK, allowed by the setting allow_leaks: unlabeled cases have the voxels of labeled cases of the fold "
+            f"{LEAK}, allowed by the setting allow_leaks: unlabeled cases have the voxels of labeled cases of the fold "
             f"({pairs}); scores on validation cases among them are not scores on unseen images."
         )
     is_listed = (lambda _: True) if outside.test is None else frozenset(outside.test).__contains__
@@ -185,7 +186,7 @@ def check_voxels(
     )
     if transductive:
         notes.append(
-            f"Transduction: {name_some(transductive)} {'is' if len(transductive) == 1 else 'are'} also in imagesTs; "
+            f"{TRANSDUCTION}: {name_some(transductive)} {'is' if len(transductive) == 1 else 'are'} also in imagesTs; "
             "scores on these test cases are not scores on unseen images."
         )
     namesakes = sorted(set(unlabeled).intersection(outside.test or ()).difference(transductive))
@@ -205,7 +206,7 @@ def check_voxels(
     same_name = {f"{origin(case)}/{case}" for case in outside.held_out if case in unlabeled}
     if same_name or same_voxels:
         notes.append(
-            "Transduction: trained on without their labels, though no list of the fold names these labeled cases: "
+            f"{TRANSDUCTION}: trained on without their labels, though no list of the fold names these labeled cases: "
             f"{name_some(sorted(same_name | same_voxels))}; scores on them are not scores on unseen images. If "
             f'their labels are to be learned, take them out of {IMAGES_UN} and add them to "train" in {SPLITS_FILE}.'
         )

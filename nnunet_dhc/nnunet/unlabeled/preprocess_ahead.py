@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
+from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_dataset_json, read_plans
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, number_of_folds, read_fold_cases
 from nnunet_dhc.nnunet.splits.stale_preprocessing import current_cases
 from nnunet_dhc.nnunet.unlabeled.raw_images import training_identifiers
@@ -49,8 +48,8 @@ def preprocess_ahead(
     if num_processes is not None and num_processes < 0:
         raise UserError(f"-np {num_processes} is no number of processes: use 0 or more.")
     base = dataset_folder(dataset)
-    plans = _load_json(base / f"{plans_identifier}.json", "run nnUNetv2_plan_and_preprocess, or give -p")
-    dataset_json = _load_json(base / "dataset.json", "run nnUNetv2_plan_and_preprocess")
+    plans = read_plans(base, plans_identifier)
+    dataset_json = read_dataset_json(base / "dataset.json")
     plans_manager = PlansManager(plans)
     unknown = [name for name in configurations if name not in plans_manager.available_configurations]
     if unknown:
@@ -122,12 +121,3 @@ def _identifiers(base: Path, data_identifier: str, dataset_json: dict[str, Any])
         return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
     raw_root = os.environ.get("nnUNet_raw")
     return training_identifiers(Path(raw_root) / base.name, dataset_json) if raw_root else []
-
-
-def _load_json(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: {remedy}.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}): {remedy}.") from error
