@@ -25,6 +25,7 @@ _MOST_GROUPS = 5
 _REACH = 4.0
 _MOST_SWEEPS = 3
 _CHUNK = 1 << 20  # voxels that are float32 at a time
+_FEWEST_CASES = 2  # with a class, for an offset of it: one chooses it, another one says whether it helps
 _SMALLEST_GAIN = 1e-4  # of the mean Dice; below, the smaller offset is kept
 
 
@@ -90,17 +91,27 @@ def confusion(case: CaseLogits, offsets: Tensor) -> Tensor:
 
 
 def dice_of_classes(confusions: Tensor) -> Tensor:
-    """Dice of each foreground class, NaN where neither reference nor prediction has it.
+    """Dice of each foreground class in the cases that have it, whatever the prediction says, so that means compare.
+
+    dice_ci = 2 TP_ci / (predicted_ci + labeled_ci + stray_i / n_i), where stray_i are the voxels of class i in cases
+    without it and n_i the cases with it: painting it there costs its volume, not a whole case for a few voxels.
 
     Args:
-        confusions: (..., k, k) from ``confusion``.
+        confusions: (cases, k, k) from ``confusion``.
 
     Returns:
-        (..., k - 1), float64, in [0, 1].
+        (cases, k - 1), float64, in [0, 1]; NaN where the reference lacks the class.
+
+    Source: own.
+    Deviations: nnU-Net's is 0 where a case without the class has a voxel of it, and none where it hasn't, so that an
+        offset which removes the voxel changes which cases are averaged.
     """
     counts = confusions.double()
-    sizes = counts.sum(-1) + counts.sum(-2)
-    return (2 * counts.diagonal(dim1=-2, dim2=-1) / sizes)[..., 1:]  # 0 / 0 is NaN
+    predicted, labeled = counts.sum(-2), counts.sum(-1)
+    has_class = labeled > 0
+    stray = (predicted * ~has_class).sum(0) / has_class.sum(0)
+    dice = 2 * counts.diagonal(dim1=-2, dim2=-1) / (predicted + labeled + stray)
+    return dice.masked_fill(~has_class, float("nan"))[:, 1:]
 
 
 def dice_of_cases(cases: Sequence[CaseLogits], offsets: Tensor) -> Tensor:
@@ -109,7 +120,7 @@ def dice_of_cases(cases: Sequence[CaseLogits], offsets: Tensor) -> Tensor:
 
 
 def foreground_mean(dice: Tensor) -> float:
-    """nnU-Net's mean: over cases for each class, then over classes; NaN without any value.
+    """The mean over cases for each class, then over classes; NaN without any value.
 
     Args:
         dice: (cases, classes), NaN for no value.
@@ -117,15 +128,25 @@ def foreground_mean(dice: Tensor) -> float:
     return float(torch.nanmean(torch.nanmean(dice, 0)))
 
 
-def choose_offsets(cases: Sequence[CaseLogits]) -> Tensor:
-    """Offsets of all classes with the best mean Dice, class after class until nothing changes.
+def judged_classes(cases: Sequence[CaseLogits], fewest_cases: int = _FEWEST_CASES) -> list[int]:
+    """Foreground classes that enough cases have to choose an offset and to say whether it helps."""
+    num_classes = len(cases[0].settled)
+    labeled = [case.settled.sum(1) + torch.bincount(case.reference, minlength=num_classes) for case in cases]
+    with_class = (torch.stack(labeled) > 0).sum(0)
+    return [index for index in range(1, num_classes) if with_class[index] >= fewest_cases]
+
+
+def choose_offsets(cases: Sequence[CaseLogits], classes: Sequence[int]) -> Tensor:
+    """Offsets of some classes with the best mean Dice, class after class until nothing changes.
 
     Args:
         cases: At least one.
+        classes: Which ones may get an offset, if a case has them; see `judged_classes`.
 
     Returns:
-        (k,), float32, that of the background (the first class) 0.
+        (k,), float32, 0 for all others.
     """
+    classes = sorted(set(classes).intersection(judged_classes(cases, fewest_cases=1)))
     offsets = torch.zeros(len(cases[0].settled))
     best = foreground_mean(dice_of_cases(cases, offsets))
     if best != best:  # no case has any foreground
@@ -133,7 +154,7 @@ def choose_offsets(cases: Sequence[CaseLogits]) -> Tensor:
     leaders = _leaders(cases, offsets)
     for _ in range(_MOST_SWEEPS):
         before = offsets.clone()
-        for index in range(1, len(offsets)):
+        for index in classes:
             chosen = offsets[index].clone()
             for offset, dice in zip(OFFSETS, _dice_by_offset(cases, leaders, index), strict=True):
                 if dice > best + _SMALLEST_GAIN:
@@ -155,14 +176,17 @@ def cross_fitted_dice(cases: Sequence[CaseLogits]) -> Tensor:
     Returns:
         (strengths, cases, k - 1), float64: for each of STRENGTHS, of the offsets times it.
     """
-    groups = min(_MOST_GROUPS, len(cases))
-    dice = torch.empty(len(STRENGTHS), len(cases), len(cases[0].settled) - 1, dtype=torch.float64)
-    for group in range(groups):
-        offsets = choose_offsets([case for number, case in enumerate(cases) if number % groups != group])
-        for number in range(group, len(cases), groups):
-            for index, strength in enumerate(STRENGTHS):
-                dice[index, number] = dice_of_classes(confusion(cases[number], strength * offsets))
-    return dice
+    groups, classes = min(_MOST_GROUPS, len(cases)), judged_classes(cases)
+    offsets = [
+        choose_offsets([case for number, case in enumerate(cases) if number % groups != group], classes)
+        for group in range(groups)
+    ]
+    return torch.stack([
+        dice_of_classes(
+            torch.stack([confusion(case, strength * offsets[number % groups]) for number, case in enumerate(cases)])
+        )
+        for strength in STRENGTHS
+    ])
 
 
 def _leaders(cases: Sequence[CaseLogits], offsets: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -17,6 +17,7 @@ from nnunet_dhc.core.class_offsets import (
     dice_of_cases,
     dice_of_classes,
     foreground_mean,
+    judged_classes,
     reduce_case,
     reduce_regions,
 )
@@ -80,7 +81,7 @@ def test_threshold_of_a_calibrated_class_is_half_its_dice():
     generator = torch.Generator().manual_seed(0)
     reference = (torch.rand(num_voxels, generator=generator) < probability).long()
     case = reduce_case(torch.stack((torch.zeros(num_voxels), torch.logit(probability))), reference)
-    chosen = float(choose_offsets([case])[1])
+    chosen = float(choose_offsets([case], [1])[1])
     threshold = (3 - math.sqrt(5)) / 2
     assert chosen == min(OFFSETS, key=lambda offset: abs(offset - math.log((1 - threshold) / threshold))) == 0.5
     dice = mean_dice([case], torch.tensor([0.0, chosen]))
@@ -90,7 +91,7 @@ def test_threshold_of_a_calibrated_class_is_half_its_dice():
 def test_a_constant_on_a_class_is_found_and_taken_back():
     bias = (0.0, 2.0, 0.0, -3.0)
     cases = [reduce_case(*noisy_case(seed, bias)) for seed in range(4)]
-    offsets = choose_offsets(cases)
+    offsets = choose_offsets(cases, [1, 2, 3])
     assert offsets[0] == 0 and offsets[1] <= -1 and offsets[3] >= 1.5
     without_bias = [reduce_case(*noisy_case(seed)) for seed in range(4)]
     assert mean_dice(cases, offsets) > mean_dice(without_bias, torch.zeros(4)) - 0.01
@@ -100,13 +101,13 @@ def test_a_constant_on_a_class_is_found_and_taken_back():
 def test_a_perfect_prediction_is_left_alone():
     logits, reference = noisy_case(0)
     logits = 20 * torch.nn.functional.one_hot(reference, 4).movedim(-1, 0).float() + logits.sign()
-    assert not choose_offsets([reduce_case(logits, reference)]).any()
+    assert not choose_offsets([reduce_case(logits, reference)], [1, 2, 3]).any()
 
 
 def test_without_foreground_nothing_is_chosen():
     logits, reference = noisy_case(0)
     logits[0] += 50
-    assert not choose_offsets([reduce_case(logits, torch.zeros_like(reference))]).any()
+    assert not choose_offsets([reduce_case(logits, torch.zeros_like(reference))], [1, 2, 3]).any()
 
 
 @pytest.mark.parametrize("num_cases", [2, 7])
@@ -117,12 +118,41 @@ def test_cross_fitted_offsets_have_not_seen_the_case(num_cases):
     for number, case in enumerate(cases):
         others = [other for index, other in enumerate(cases) if index % groups != number % groups]
         for of_strength, strength in zip(dice, STRENGTHS, strict=True):
-            expected = dice_of_classes(confusion(case, strength * choose_offsets(others)))
+            expected = dice_of_classes(confusion(case, strength * choose_offsets(others, [1, 2, 3]))[None])[0]
             assert torch.equal(of_strength[number], expected)
 
 
-def test_a_class_that_a_case_lacks_has_no_dice():
-    counts = torch.tensor([[5, 0, 0], [0, 0, 0], [1, 0, 3]])
-    dice = dice_of_classes(counts)
-    assert torch.isnan(dice[0]) and dice[1] == pytest.approx(6 / 7)
-    assert foreground_mean(torch.stack([dice, torch.tensor([0.5, 0.0])])) == pytest.approx((0.5 + 3 / 7) / 2)
+def test_voxels_in_cases_without_a_class_are_shared_by_those_with_it():
+    with_it = torch.tensor([[5, 0, 0], [0, 0, 0], [1, 0, 3]])
+    without = torch.tensor([[5, 0, 2], [0, 4, 0], [0, 0, 0]])
+    dice = dice_of_classes(torch.stack([with_it, without, with_it]))
+    nan = float("nan")
+    expected = torch.tensor([[nan, 6 / 8], [1.0, nan], [nan, 6 / 8]], dtype=torch.float64)  # 6 / (3 + 4 + 2 / 2)
+    torch.testing.assert_close(dice, expected, equal_nan=True)
+    assert foreground_mean(dice) == pytest.approx((1 + 6 / 8) / 2)
+
+
+def stray_case(number: int, has_class: bool):
+    """Class 2 is right where a case has it, but for a threshold; five voxels of it are painted in every case."""
+    reference = torch.ones(1000, dtype=torch.long)
+    reference[:100] = 2 if has_class else 0
+    logits = torch.zeros(3, 1000)
+    logits[0], logits[1, 100:] = 0.0, 6.0
+    logits[2] = -9.0
+    logits[2, :100] = torch.linspace(1.0, 5.0, 100) if has_class else -9.0
+    logits[2, 100 + number : 105 + number] = 6.5
+    return reduce_case(logits, reference)
+
+
+def test_few_stray_voxels_are_no_reason_to_give_up_a_structure():
+    """Removing them would take cases without the class out of a mean that counts them as 0."""
+    cases = [stray_case(number, has_class=number < 2) for number in range(6)]
+    assert judged_classes(cases) == [1, 2]
+    assert choose_offsets(cases, [1, 2])[2] >= 0
+
+
+def test_a_class_that_one_case_alone_has_gets_no_offset():
+    cases = [stray_case(number, has_class=number == 0) for number in range(3)]
+    assert judged_classes(cases) == [1] and judged_classes(cases, fewest_cases=1) == [1, 2]
+    assert choose_offsets(cases[1:], [1, 2])[2] == 0  # none of these has it
+    assert torch.isnan(cross_fitted_dice(cases)[:, 1:, 1]).all()

@@ -196,7 +196,7 @@ def test_the_strength_that_is_better_on_other_cases_is_taken(monkeypatch, best):
     fitted[best] = 0.6
     monkeypatch.setattr(adjust_model, "cross_fitted_dice", lambda cases: fitted)
     cases = two_cases()
-    chosen = STRENGTHS[best] * choose_offsets(cases)
+    chosen = STRENGTHS[best] * choose_offsets(cases, [1])
     found = _choose(["one"], [cases])
     assert chosen[1] > 0 and torch.equal(found.offsets, chosen[1:])
     assert torch.equal(found.cross_fitted, fitted[best]) and torch.equal(found.after, dice_of_cases(cases, chosen))
@@ -204,8 +204,8 @@ def test_the_strength_that_is_better_on_other_cases_is_taken(monkeypatch, best):
 
 def test_offsets_help_if_those_chosen_on_other_cases_do():
     dice = torch.full((2, 1), 0.5)
-    assert not Adjustment(["one"], torch.ones(1), before=dice, cross_fitted=dice - 0.1, after=dice + 0.2).helps
-    assert Adjustment(["one"], torch.ones(1), before=dice, cross_fitted=dice + 0.1, after=dice - 0.2).helps
+    assert not Adjustment(["one"], torch.ones(1), ["one"], before=dice, cross_fitted=dice - 0.1, after=dice + 0.2).helps
+    assert Adjustment(["one"], torch.ones(1), ["one"], before=dice, cross_fitted=dice + 0.1, after=dice - 0.2).helps
 
 
 def test_what_nnunet_has_cut_off_is_background():
@@ -216,9 +216,12 @@ def test_what_nnunet_has_cut_off_is_background():
 
 def test_offsets_that_are_no_better_on_other_cases_are_not_written(dataset, monkeypatch, capsys):
     folder = train(dataset)
-    found = Adjustment(["large", "middle", "small"], torch.ones(3), *(torch.full((3, 3), d) for d in (0.5, 0.4, 0.6)))
+    names = ["large", "middle", "small"]
+    found = Adjustment(names, torch.ones(3), names[:2], *(torch.full((3, 3), d) for d in (0.5, 0.4, 0.6)))
     monkeypatch.setattr(adjust_model, "_choose", lambda *_: found)
     assert main(COMMAND) == 0
-    assert "written, without offsets" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "written, without offsets" in out
+    assert "Left as they are, because fewer than two validation cases have them: small\n" in out
     assert_same(*(torch.load(folder / name, weights_only=False)["network_weights"]
                   for name in ("checkpoint_final.pth", ADJUSTED)))

@@ -22,6 +22,7 @@ from nnunet_dhc.core.class_offsets import (
     cross_fitted_dice,
     dice_of_cases,
     foreground_mean,
+    judged_classes,
     reduce_case,
     reduce_regions,
 )
@@ -46,13 +47,15 @@ class Adjustment:
     Attributes:
         classes: Names of the foreground classes or regions.
         offsets: (classes,), added to their logits if they help.
-        before: (cases, classes), Dice without offsets, NaN where neither reference nor prediction has the class.
+        judged: Names of those that enough cases have; the others get no offset.
+        before: (cases, classes), Dice without offsets, NaN where the reference lacks the class.
         cross_fitted: The same with offsets chosen on the other cases, at the better of the two strengths.
         after: The same with ``offsets``, so optimistic.
     """
 
     classes: list[str]
     offsets: Tensor
+    judged: list[str]
     before: Tensor
     cross_fitted: Tensor
     after: Tensor
@@ -157,12 +160,24 @@ def _choose(names: list[str], decisions: Sequence[Sequence[CaseLogits]]) -> Adju
     """The adjustment by what each decision says of the cases: classes have one, of regions each has its own."""
     of_strengths = torch.cat([cross_fitted_dice(cases) for cases in decisions], -1)
     best = max(range(len(STRENGTHS)), key=lambda index: foreground_mean(of_strengths[index]))
-    offsets = [STRENGTHS[best] * choose_offsets(cases) for cases in decisions]
+    judged = [judged_classes(cases) for cases in decisions]
+    offsets = [
+        STRENGTHS[best] * choose_offsets(cases, classes) for cases, classes in zip(decisions, judged, strict=True)
+    ]
     before, after = (
         torch.cat([dice_of_cases(cases, factor * chosen) for cases, chosen in zip(decisions, offsets, strict=True)], -1)
         for factor in (0, 1)
     )
-    return Adjustment(names, torch.cat([chosen[1:] for chosen in offsets]), before, of_strengths[best], after)
+    has_offset = [index in classes for classes, chosen in zip(judged, offsets, strict=True)
+                  for index in range(1, len(chosen))]
+    return Adjustment(
+        names,
+        torch.cat([chosen[1:] for chosen in offsets]),
+        [name for name, is_judged in zip(names, has_offset, strict=True) if is_judged],
+        before,
+        of_strengths[best],
+        after,
+    )
 
 
 def _output_biases(network: nn.Module) -> list[str]:
@@ -222,7 +237,10 @@ def _table(found: Adjustment) -> str:
     lines = [f"{'Dice [%]':{width}}  offset  before  on cases not chosen on  on those chosen on"]
     for name, offset, *dice in zip(found.classes, found.offsets.tolist(), *columns, strict=True):
         lines.append(_line(f"{name:{width}}", f"{offset:+.2f}", dice))
-    return "\n".join([*lines, _line(f"{'mean':{width}}", "", means)])
+    lines.append(_line(f"{'mean':{width}}", "", means))
+    left = [name for name in found.classes if name not in found.judged]
+    lines += [f"Left as they are, because fewer than two validation cases have them: {', '.join(left)}"] if left else []
+    return "\n".join(lines)
 
 
 def _line(name: str, offset: str, dice: Sequence[float]) -> str:
