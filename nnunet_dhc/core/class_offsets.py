@@ -35,7 +35,7 @@ class CaseLogits:
 
     Attributes:
         logits: (k, n), float16, relative to the largest one of each voxel.
-        reference: (n,), int64.
+        reference: (n,), int16.
         settled: (k, k), int64, the other voxels by reference (rows) and prediction (columns).
     """
 
@@ -62,7 +62,7 @@ def reduce_case(logits: Tensor, reference: Tensor) -> CaseLogits:
         best, second = some.topk(2, dim=0).values
         contested = best - second <= 2 * _REACH
         kept_logits.append((some - best)[:, contested].half())
-        kept_reference.append(labels[contested])
+        kept_reference.append(labels[contested].short())
         settled += _count(labels[~contested], some[:, ~contested].argmax(0), num_classes)
     return CaseLogits(torch.cat(kept_logits, 1), torch.cat(kept_reference), settled)
 
@@ -192,7 +192,7 @@ def cross_fitted_dice(cases: Sequence[CaseLogits]) -> Tensor:
 def _leaders(cases: Sequence[CaseLogits], offsets: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The two largest logits with offsets of every voxel and their classes, each (2, n)."""
     found = [(case.logits.float() + offsets[:, None]).topk(2, dim=0) for case in cases]
-    return [(top.values, top.indices) for top in found]
+    return [(top.values, top.indices.short()) for top in found]
 
 
 def _dice_by_offset(cases: Sequence[CaseLogits], leaders: Sequence[tuple[Tensor, Tensor]], index: int) -> list[float]:
@@ -214,5 +214,5 @@ def _dice_by_offset(cases: Sequence[CaseLogits], leaders: Sequence[tuple[Tensor,
 
 
 def _count(reference: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
-    pairs = torch.bincount(reference * num_classes + predicted, minlength=num_classes**2)
+    pairs = torch.bincount(reference.long() * num_classes + predicted, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)

@@ -102,7 +102,7 @@ class _Dataset:
         self.source = options.data.resolve() if options.data else None
         self.split = options.split.resolve() if options.split else None
         self.name = self.source.name if self.source else f"Dataset{PHANTOM_ID:03d}_AbdomenPhantom"
-        if not re.fullmatch(r"Dataset\d{3,}_\w+", self.name):
+        if not re.fullmatch(r"Dataset\d{3,}_[\w.+-]+", self.name):
             raise UserError(f"--data {self.source}: the folder must be named like Dataset123_Name")
         self.number = str(id_of(self.name))
         self.raw = output / "raw" / self.name

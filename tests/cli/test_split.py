@@ -261,6 +261,7 @@ def test_strict_plans_have_statistics_of_labeled_cases_only(dataset, capsys):
         path = _file(dataset).parent / f"nnUNetPlansStrictFold{number}.json"
         strict = json.loads(path.read_text())
         assert strict["plans_name"] == path.stem
+        assert strict["nnunet_dhc_statistics_of"] == fold["train"]
         assert strict["configurations"]["3d_fullres"]["data_identifier"] == f"{path.stem}_3d_fullres"
         # Image = label * (10 + case number) + 5, and foreground is every label above 0, "ignore" (4) included,
         # as in nnU-Net's own statistics.
@@ -270,9 +271,10 @@ def test_strict_plans_have_statistics_of_labeled_cases_only(dataset, capsys):
         assert statistics["max"] == 4 * (10 + case) + 5
     assert "nnUNetv2_preprocess -d 701 -plans_name nnUNetPlansStrictFold0" in capsys.readouterr().out
     before = {path.name: path.read_bytes() for path in _file(dataset).parent.glob("*.json")}
-    (dataset / "raw" / "Dataset701_Split" / "imagesTr" / f"{fold['train'][0]}_0000.nii.gz").unlink()
+    (dataset / "raw" / "Dataset701_Split" / "imagesTr" / f"{fold['train'][0]}_0000.nii.gz").write_bytes(b"no image")
     assert _split("--labeled", "2", "--folds", "2", "--strict") == 2  # the first fold's would have been made
-    assert "--strict reads the labeled images" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{fold['train'][0]}_0000.nii.gz or its label" in error and "can't be read" in error
     assert {path.name: path.read_bytes() for path in _file(dataset).parent.glob("*.json")} == before
 
 
@@ -291,12 +293,29 @@ def test_strict_is_not_needed_without_statistics(dataset, capsys):
 
 
 def _named_dataset(dataset: Path, names: list[str]) -> None:
-    labels = dataset / "raw" / "Dataset701_Split" / "labelsTr"
-    some = (labels / "case_0.nii.gz").read_bytes()
-    for path in labels.iterdir():
-        path.unlink()
-    for name in names:
-        (labels / f"{name}.nii.gz").write_bytes(some)
+    for folder, channel in (("labelsTr", ""), ("imagesTr", "_0000")):
+        files = dataset / "raw" / "Dataset701_Split" / folder
+        some = (files / f"case_0{channel}.nii.gz").read_bytes()
+        for path in files.iterdir():
+            path.unlink()
+        for name in names:
+            (files / f"{name}{channel}.nii.gz").write_bytes(some)
+
+
+def test_a_label_without_an_image_is_in_no_list(dataset, capsys):
+    """As where an image was moved to imagesUn."""
+    (dataset / "raw" / "Dataset701_Split" / "imagesTr" / "case_3_0000.nii.gz").unlink()
+    assert _split("--labeled", "2") == 0
+    assert "no image in imagesTr, so in no list: case_3" in capsys.readouterr().out
+    assert "case_3" not in _file(dataset).read_text()
+
+
+def test_keep_refuses_a_case_with_both_roles(dataset, capsys):
+    """nnU-Net itself writes such a fold for a single case."""
+    _file(dataset).parent.mkdir()
+    _file(dataset).write_text(json.dumps([{"train": ["case_0"], "val": ["case_0"]}]))
+    assert _split("--labeled", "1", "--keep") == 2
+    assert "case_0 of splits_final.json is for training and for validation in one fold" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))

@@ -123,4 +123,12 @@ def test_scans_are_compared_with_those_of_the_fold_alone(tmp_path):
     hashes = LabeledHashes(tmp_path, "reader")
     for key, summary in zip(("case_0", "imagesTs/test", "imagesTr/held_out"), LABELED, strict=True):
         hashes.add(key, SimpleNamespace(sources=()), "hash", summary)
-    assert hashes.summaries() == LABELED[:1]
+    hashes.add("removed", SimpleNamespace(sources=()), "hash", LABELED[1])
+    assert hashes.summaries(["case_0", "imagesTs/test", "imagesTr/held_out", "new"]) == LABELED[:1]
+
+
+def test_labeled_scans_of_another_time_with_other_channels_tell_nothing():
+    scan = ct(9, 5000, 6000)
+    assert why_odd(scan, LABELED, ["CTNormalization"]) is not None
+    two_channels = [summary._replace(intensities=summary.intensities * 2) for summary in LABELED]
+    assert why_odd(scan, two_channels, ["CTNormalization"]) is None

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
-from nnunet_dhc.nnunet.splits.strict_plans import note_on_shared_statistics
+from nnunet_dhc.nnunet.splits.strict_plans import STATISTICS_KEY, note_on_shared_statistics
 from nnunet_dhc.nnunet.training.preparation import TrainingData
 from nnunet_dhc.warning_kinds import SHARED_STATISTICS
 
@@ -29,9 +29,10 @@ def test_a_run_is_told_that_its_labeled_or_validation_cases_have_changed():
 
 def test_shared_statistics_are_said_where_the_split_file_hides_labels():
     plans = {"plans_name": "nnUNetPlans", "configurations": {"2d": {"normalization_schemes": ["CTNormalization"]}}}
-    hides = FoldCases(("a",), ("b",), unlabeled=("c",))
-    assert note_on_shared_statistics(plans, hides, 0).startswith(SHARED_STATISTICS)
-    assert note_on_shared_statistics(plans, FoldCases(("a",), ("b",)), 0) is None  # imagesUn has no labels
-    assert note_on_shared_statistics({**plans, "plans_name": "nnUNetPlansStrictFold0"}, hides, 0) is None
+    hides = FoldCases(("a", "d"), ("b",), unlabeled=("c",))
+    assert note_on_shared_statistics(plans, hides).startswith(f"{SHARED_STATISTICS}: the intensity")
+    assert note_on_shared_statistics(plans, FoldCases(("a",), ("b",))) is None  # imagesUn has no labels
+    assert note_on_shared_statistics({**plans, STATISTICS_KEY: ["a"]}, hides) is None
+    assert "of another fold or split" in note_on_shared_statistics({**plans, STATISTICS_KEY: ["a", "c"]}, hides)
     own = {"2d": {"normalization_schemes": ["ZScoreNormalization"]}, "other_2d": {"inherits_from": "2d"}}
-    assert note_on_shared_statistics({**plans, "configurations": own}, hides, 0) is None
+    assert note_on_shared_statistics({**plans, "configurations": own}, hides) is None

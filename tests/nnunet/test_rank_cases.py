@@ -207,6 +207,20 @@ def test_damaged_checkpoint_and_empty_folder(trained, tmp_path):
         rank(tmp_path / "out")
 
 
+def test_plans_made_anew_since_are_refused(trained, tmp_path):
+    """The unlabeled cases of the dataset would be preprocessed anew, perhaps under a training that reads them."""
+    path = trained.preprocessed / f"{TINY_PLANS}.json"
+    before = path.read_text()
+    plans = json.loads(before)
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["NoNormalization"]
+    path.write_text(json.dumps(plans))
+    try:
+        with pytest.raises(UserError, match=f"{TINY_PLANS} in .* preprocesses otherwise than when"):
+            rank(tmp_path / "out")
+    finally:
+        path.write_text(before)
+
+
 def test_order_of_records():
     """Three scans: one that both find easy, two that are copies of each other and hard."""
     torch.manual_seed(0)

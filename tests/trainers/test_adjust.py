@@ -122,6 +122,7 @@ def test_a_new_training_sets_the_adjusted_checkpoint_aside(dataset):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (["-f", "0", "0"], "-f: name each fold once"),
         (["-f", "all"], "-f all: its validation cases were trained on"),
         (["-f", "1"], "has no checkpoint_final.pth of fold 1: train them, or use -f 0\n"),
         (["-chk", ADJUSTED], f"-chk {ADJUSTED} has offsets already"),
@@ -147,6 +148,19 @@ def test_a_damaged_checkpoint_is_named(dataset, capsys):
     assert main(COMMAND) == 2
     error = capsys.readouterr().err
     assert "has a checkpoint_final.pth of fold 0 that can't be loaded" in error and error.count("\n") == 1
+
+
+def test_data_that_were_preprocessed_for_other_plans_are_refused(dataset, capsys):
+    """As after another nnUNetv2_plan_and_preprocess: the model's own plans are in its folder."""
+    path = train(dataset).parent / "plans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["NoNormalization"]
+    path.write_text(json.dumps(plans))
+    capsys.readouterr()
+    assert main(COMMAND) == 2
+    error = capsys.readouterr().err
+    assert "were preprocessed with other settings, as those of normalization, than the model in" in error
+    assert error.count("\n") == 1
 
 
 def test_another_split_than_that_of_the_training_is_refused(dataset, capsys):

@@ -34,8 +34,10 @@ def check_dataset(dataset: str | int) -> list[Finding]:
     if not plans:
         findings.append(Finding("broken", "plans", f"none in {places.preprocessed}",
                                 f"nnUNetv2_plan_and_preprocess -d {id_of(places.name)} -c 3d_fullres"))
-    preprocessed = [f for f in (places.preprocessed / "gt_segmentations").glob(f"*{dataset_json['file_ending']}")]
-    cases = sorted({*identifiers, *(f.name[: -len(dataset_json["file_ending"])] for f in preprocessed)})
+    cases = identifiers
+    if places.raw is None:  # nnU-Net never takes a file out of gt_segmentations
+        ending, labels = dataset_json["file_ending"], places.preprocessed / "gt_segmentations"
+        cases = sorted(file.name.removesuffix(ending) for file in labels.glob(f"*{ending}"))
     for name, content in plans.items():
         findings += _preprocessed(places, name, content, cases)
     return findings + _folds(places, cases, scans)

@@ -121,6 +121,8 @@ def adjust_folds(
         raise UserError(f"-chk {ADJUSTED} has offsets already: give the checkpoint that it was made from")
     if "all" in folds:
         raise UserError("-f all: its validation cases were trained on, so they can't tell; adjust numbered folds")
+    if len(set(folds)) < len(folds):
+        raise UserError("-f: name each fold once")
     model.require_checkpoints(folds, checkpoint_name)
     for fold in folds:  # all of them before the first one is predicted
         _validation_cases(model, fold)

@@ -22,6 +22,7 @@ from nnunet_dhc.nnunet.atomic_files import sync_folder, temporary_path, write_an
 from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder
 from nnunet_dhc.nnunet.network.sub_network_dice import NETWORKS, SubNetworkDice, mean_foreground_dice
+from nnunet_dhc.nnunet.splits.strict_plans import STATISTICS_KEY
 from nnunet_dhc.nnunet.training.checkpoint import STATE_KEY, read_checkpoint
 from nnunet_dhc.nnunet.training.recipe import PLANS_KEY
 from nnunet_dhc.nnunet.training.run_record import content_hash, installed_versions
@@ -121,7 +122,7 @@ def stock_checkpoint(checkpoint: Mapping[str, Any], network: str, num_parameters
         {**group, "params": list(range(num_parameters))} for group in checkpoint["optimizer_state"]["param_groups"]
     ]
     arguments = dict(checkpoint["init_args"])
-    arguments["plans"] = without_our_key(arguments["plans"])
+    arguments["plans"] = without_our_keys(arguments["plans"])
     return {
         "network_weights": sub_network_state(checkpoint, network),
         "optimizer_state": {"state": {}, "param_groups": groups},
@@ -135,9 +136,9 @@ def stock_checkpoint(checkpoint: Mapping[str, Any], network: str, num_parameters
     }
 
 
-def without_our_key(plans: Mapping[str, Any]) -> dict[str, Any]:
+def without_our_keys(plans: Mapping[str, Any]) -> dict[str, Any]:
     """Plans as stock nnU-Net would have them."""
-    return {key: value for key, value in plans.items() if key != PLANS_KEY}
+    return {key: value for key, value in plans.items() if key not in (PLANS_KEY, STATISTICS_KEY)}
 
 
 def _validation_dice(
@@ -197,7 +198,7 @@ def first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 def _write_folder(
     folder: Path, model: ModelFolder, request: ExportRequest, network: str, dice: dict[str, float | None] | None
 ) -> list[dict[str, Any]]:
-    plans = without_our_key(model.plans)
+    plans = without_our_keys(model.plans)
     stock_network = _stock_network(model)
     expected = stock_network.state_dict()
     sources = []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from torch import Tensor
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder
-from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, read_fold_cases
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, name_some, read_fold_cases
+from nnunet_dhc.nnunet.splits.preprocessed_cases import preprocessed_cases
+from nnunet_dhc.nnunet.splits.stale_preprocessing import preprocessed_otherwise
 from nnunet_dhc.nnunet.training.run_record import RunRecord
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import preprocessing_hash
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,23 @@ class ValidationCases:
                 f"({', '.join(recorded['validation'][:3])} ...), which may have been trained on: put that split file "
                 "back, or train again"
             )
+        self._refuse_other_plans(model, folder)
         previous = self.configuration_manager.previous_stage_name
         if previous is not None:
             stage = f"{model.trainer}__{model.plans_identifier}__{previous}"
             previous = str(model.path.parent / stage / "predicted_next_stage" / model.configuration)
         self.dataset = dataset_class(str(folder), list(self.identifiers), folder_with_segs_from_previous_stage=previous)
+
+    def _refuse_other_plans(self, model: ModelFolder, folder: Path) -> None:
+        """The data may have been planned anew since; nothing is noted of files that weren't read before."""
+        preprocessing = preprocessing_hash(self.plans_manager, self.configuration_manager, self.dataset_json)
+        cases = preprocessed_cases(folder, self.identifiers)
+        stale, what = preprocessed_otherwise(cases, self.plans_manager, model.configuration, preprocessing)
+        if stale:
+            raise UserError(
+                f"{name_some(stale)} in {folder} {'was' if len(stale) == 1 else 'were'} preprocessed with {what} than "
+                f"the model in {model.path} was trained with: train again, or preprocess with the plans of that model"
+            )
 
     def load(self, case: str) -> PreprocessedCase:
         """As nnU-Net's final validation gives it to the network."""

@@ -12,14 +12,15 @@ from typing import Any
 import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
+from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder
 from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
 from nnunet_dhc.nnunet.training.run_record import RunRecord
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob, CaseResult, CaseTask, preprocessed_arrays
-from nnunet_dhc.nnunet.unlabeled.raw_images import list_image_folder
+from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, list_image_folder
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import unreadable_case
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import bring_store_up_to_date
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import UnlabeledStore, case_files, preprocessing_hash
@@ -73,6 +74,7 @@ class StoreCases(CaseSource):
                 f"{labeled_folder} is not there, which says which cases have labels: bring the preprocessed data back, "
                 "or rank a folder of scans with -i"
             )
+        _refuse_other_plans(model, base)
         known = infer_dataset_class(str(labeled_folder)).get_identifiers(str(labeled_folder))
         fold_cases = [read_fold_cases(base, known, fold) for fold in folds]
         pool = bring_store_up_to_date(
@@ -125,6 +127,28 @@ class FolderCases(CaseSource):
             raise LeftOut(result.bad)
         image, _, properties = arrays
         return image, properties
+
+
+def _refuse_other_plans(model: ModelFolder, base: Path) -> None:
+    """Raise if the unlabeled cases would be preprocessed anew for the model, perhaps under a training that reads them.
+
+    Raises:
+        UserError: The plans have been made anew since the model was trained.
+    """
+    if not (base / f"{model.plans_identifier}.json").is_file():
+        return
+    plans = [PlansManager(content) for content in (model.plans, read_plans(base, model.plans_identifier))]
+    hashes = {
+        preprocessing_hash(of_time, of_time.get_configuration(model.configuration), model.dataset_json)
+        if model.configuration in of_time.available_configurations else None
+        for of_time in plans
+    }
+    if len(hashes) > 1:
+        raise UserError(
+            f"{model.plans_identifier} in {base} preprocesses otherwise than when {model.path} was trained, and the "
+            f"unlabeled cases there belong to the plans of now: rank the scans with -i FOLDER/{IMAGES_UN}, or train "
+            "again"
+        )
 
 
 def _recorded_with_label(model: ModelFolder, folds: Sequence[int | str]) -> set[str]:

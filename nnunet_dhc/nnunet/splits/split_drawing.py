@@ -84,24 +84,28 @@ def smallest_cover(units: Sequence[Unit], classes_of: Mapping[str, frozenset[str
     """
     classes = {unit: _classes(unit, classes_of) for unit in units}
     best = _greedy(units, classes)
-    nodes = 0
     frequency = _frequency(units, classes)
+    bits = {name: 1 << rank for rank, name in enumerate(sorted(frequency, key=lambda name: (frequency[name], name)))}
+    sets = [sum(bits[name] for name in classes[unit]) for unit in units]
+    nodes = 0
 
-    def search(chosen: list[Unit], missing: frozenset[str]) -> None:
+    def search(chosen: list[Unit], missing: int) -> None:
         nonlocal best, nodes
         nodes += 1
         if not missing:
             best = chosen
             return
-        widest = max(len(classes[unit] & missing) for unit in units)
-        if nodes > _SEARCH_LIMIT or len(chosen) + -(-len(missing) // widest) >= len(best):
+        if nodes > _SEARCH_LIMIT:
             return
-        rarest = min(sorted(missing), key=lambda c: frequency[c])
-        for unit in units:
-            if rarest in classes[unit]:
-                search([*chosen, unit], missing - classes[unit])
+        widest = max((of_unit & missing).bit_count() for of_unit in sets)
+        if len(chosen) + -(-missing.bit_count() // widest) >= len(best):
+            return
+        rarest = missing & -missing
+        for unit, of_unit in zip(units, sets, strict=True):
+            if of_unit & rarest:
+                search([*chosen, unit], missing & ~of_unit)
 
-    search([], frozenset().union(*classes.values()) if classes else frozenset())
+    search([], sum(bits.values()))
     return _greedy(best, classes)
 
 

@@ -28,6 +28,7 @@ from nnunet_dhc.nnunet.splits.split_drawing import (
 )
 from nnunet_dhc.nnunet.splits.split_protocols import protocol_fold
 from nnunet_dhc.nnunet.splits.strict_plans import strict_plans
+from nnunet_dhc.nnunet.unlabeled.raw_images import training_identifiers
 
 Fold = dict[str, list[str]]
 
@@ -83,6 +84,10 @@ def make_split(
     places = locate_dataset(dataset)
     dataset_json = places.dataset_json()
     files = label_files(places.raw, places.preprocessed, dataset_json)
+    with_image = training_identifiers(places.raw, dataset_json) if places.raw else []
+    without_image = sorted(set(files).difference(with_image)) if with_image else []
+    for case in without_image:
+        del files[case]
     identifiers = sorted(files)
     if strict_from:
         read_plans(places.preprocessed, strict_from)  # in a dry run, too; without them nothing need be drawn
@@ -104,6 +109,8 @@ def make_split(
         [case for case in identifiers if case not in used],
     )
     result.notes += _notes(result, classes_of, names)
+    if without_image:
+        result.notes.append(f"no image in imagesTr, so in no list: {name_some(without_image, 6)}")
     if not dry_run:
         targets = _writable_targets(places)
         # Made before anything is written: plans or images may be missing, and both files belong together.
@@ -175,6 +182,9 @@ def _kept_fold(fold: Fold, unit_of: Mapping[str, tuple[str, ...]]) -> tuple[list
     validation = {unit_of[case] for case in fold["val"]}
     in_training = {*fold["train"], *fold["unlabeled"]}
     training = {unit_of[case] for case in in_training}
+    if both := sorted(in_training.intersection(fold["val"])):
+        raise UserError(f"--keep: {name_some(both)} of {SPLITS_FILE} is for training and for validation in one fold, "
+                        "as where a dataset has a single case: leave --keep out to draw folds")
     if validation & training:
         raise UserError("--keep: a group of --groups has training and validation cases in the existing file: "
                         "leave --keep out to draw folds that keep groups together")

@@ -20,13 +20,14 @@ from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
 from nnunet_dhc.nnunet.unlabeled.raw_images import list_training_images
 from nnunet_dhc.warning_kinds import SHARED_STATISTICS
 
+STATISTICS_KEY = "nnunet_dhc_statistics_of"
 # Normalizations that read nothing of the plans but their own image.
 _NEED_NO_STATISTICS = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 # Shared by the cases; nnU-Net draws ten times as many, from many more cases as a rule.
 _SAMPLES_IN_TOTAL = 10e6
 
 
-def strict_identifier(plans_identifier: str, fold: int | str) -> str:
+def strict_identifier(plans_identifier: str, fold: int) -> str:
     """Plans identifier of a fold's strict plans."""
     return f"{plans_identifier}StrictFold{fold}"
 
@@ -39,20 +40,22 @@ def needs_statistics(plans: Mapping[str, Any]) -> bool:
     )
 
 
-def note_on_shared_statistics(plans: Mapping[str, Any], cases: FoldCases, fold: int | str) -> str | None:
+def note_on_shared_statistics(plans: Mapping[str, Any], cases: FoldCases) -> str | None:
     """What a reader of the scores should know where stock's plans hold statistics of references not to be seen.
 
     Args:
         plans: Content of the plans.
         cases: Of the fold; matters only where the split file counts labeled cases as unlabeled.
-        fold: Its number, or "all".
     """
-    if not cases.unlabeled or plans["plans_name"].endswith(strict_identifier("", fold)) or not needs_statistics(plans):
+    made_from = plans.get(STATISTICS_KEY)
+    is_strict = made_from is not None and set(made_from) <= set(cases.labeled)
+    if not cases.unlabeled or is_strict or not needs_statistics(plans):
         return None
+    source = "all cases of labelsTr" if made_from is None else "the labeled cases of another fold or split"
     return (
-        f"{SHARED_STATISTICS}: the intensity statistics of {plans['plans_name']} come from all cases of labelsTr, also "
-        "those that count as unlabeled or for validation in this fold, and are the same for stock nnU-Net; "
-        "nnunet_dhc split --strict plans without them."
+        f"{SHARED_STATISTICS}: the intensity statistics of {plans['plans_name']} come from {source}, also from some "
+        "that count as unlabeled or for validation in this fold, and are the same for stock nnU-Net; nnunet_dhc split "
+        "--strict plans without them."
     )
 
 
@@ -84,6 +87,7 @@ def strict_plans(
     files = [(list(images[case].files), str(label_files[case])) for case in labeled]
     identifier = strict_identifier(plans_identifier, fold)
     plans["plans_name"] = identifier
+    plans[STATISTICS_KEY] = sorted(labeled)
     plans["foreground_intensity_properties_per_channel"] = _statistics(files, dataset_json)
     for name, plan in plans["configurations"].items():
         if "data_identifier" in plan:
@@ -99,10 +103,13 @@ def _statistics(files: Sequence[tuple[list[str], str]], dataset_json: dict[str, 
 
     reader = determine_reader_writer_from_dataset_json(dataset_json, files[0][0][0], verbose=False)
     samples = int(_SAMPLES_IN_TOTAL // len(files))
-    per_case = [
-        DatasetFingerprintExtractor.analyze_case(images, label, reader, samples)[2]
-        for images, label in tqdm(files, desc="Statistics of the labeled cases", unit="case")
-    ]
+    per_case = []
+    for images, label in tqdm(files, desc="Statistics of the labeled cases", unit="case"):
+        try:
+            per_case.append(DatasetFingerprintExtractor.analyze_case(images, label, reader, samples)[2])
+        except Exception as error:  # each reader has errors of its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise UserError(f"{images[0]} or its label {label} can't be read ({reason}): repair them") from error
     result = {}
     for channel in range(len(per_case[0])):
         values = np.concatenate([np.asarray(case[channel], dtype=np.float64) for case in per_case])

@@ -131,7 +131,7 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
     warnings = [f"{found.subject}: {found.text}; {found.remedy}" for found in check_versions()]
     warnings += [cases.note_on_left_out] if cases.note_on_left_out else []
     warnings += pool.notes if pool else []
-    shared = note_on_shared_statistics(trainer.plans_manager.plans, cases, trainer.fold)
+    shared = note_on_shared_statistics(trainer.plans_manager.plans, cases)
     warnings += [shared] if shared else []
     if trainer.is_cascaded:
         warnings += note_on_labels(cases)

@@ -79,13 +79,11 @@ class LabeledHashes:
         """Hash of one case, or None if its image could not be read."""
         return self.by_key[key][1] if key in self.by_key else None
 
-    def summaries(self) -> list[ImageSummary]:
-        """What the images of labeled cases look like; those outside of the fold are left out."""
-        return [
-            summary
-            for key, (_, _, summary) in self.by_key.items()
-            if summary is not None and not key.startswith((TEST_PREFIX, HELD_OUT_PREFIX))
-        ]
+    def summaries(self, keys: Iterable[str]) -> list[ImageSummary]:
+        """What the images of labeled cases look like; of these keys, those outside of the fold are left out."""
+        known = (self.by_key[key][2] for key in keys
+                 if key in self.by_key and not key.startswith((TEST_PREFIX, HELD_OUT_PREFIX)))
+        return [summary for summary in known if summary is not None]
 
     def keys_of(self, prefix: str) -> dict[str, list[str]]:
         """Keys with a prefix by their hash."""

@@ -68,6 +68,8 @@ def why_odd(
     10. Intensities: a percentile outside of the labeled range by half of its width; not where the plans bring
     every image to zero mean anyway. Orientation: one that no labeled scan has.
     """
+    # one that was read when the dataset had other channels tells nothing
+    references = [reference for reference in references if len(reference.intensities) == len(scan.intensities)]
     if not references:
         return None
     spacings = np.sort([reference.spacing_mm for reference in references], axis=1)

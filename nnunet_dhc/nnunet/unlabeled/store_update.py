@@ -137,7 +137,7 @@ class StoreUpdate:
         cases = {task.case.identifier: task.case for task in to_preprocess}
         warned: dict[str, list[str]] = {}
         unchanged = 0
-        references = cache(hashes.summaries)
+        references = cache(lambda: hashes.summaries(labeled))
 
         def record(result: CaseResult) -> None:
             nonlocal unchanged
