@@ -7,7 +7,7 @@ import pytest
 
 from nnunet_dhc.nnunet import atomic_files
 from nnunet_dhc.nnunet.atomic_files import replace_file
-from nnunet_dhc.nnunet.training import epoch_log, run_record
+from nnunet_dhc.nnunet.training import epoch_log
 from nnunet_dhc.nnunet.training.epoch_log import EpochLog
 from nnunet_dhc.nnunet.training.run_record import RunRecord
 
@@ -23,7 +23,7 @@ def test_a_kill_leaves_what_was_there(tmp_path, monkeypatch):
     for epoch in range(3):
         log.append({"epoch": epoch})
     record.update(started=1)
-    for module in (atomic_files, epoch_log, run_record):
+    for module in (atomic_files, epoch_log):
         monkeypatch.setattr(module.os, "replace", killed)
     for write in (lambda: replace_file(tmp_path / "file.json", b"new"), lambda: log.keep_before(1),
                   lambda: record.update(started=2)):

@@ -13,10 +13,10 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
 from nnunet_dhc.nnunet.training.objective import make_weighting
 from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, Recipe, overridden, settings_in
-from nnunet_dhc.nnunet.training.run_record import write_json_atomically
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -88,7 +88,7 @@ def configure_plans(
     new_plans = deepcopy(plans)
     new_plans["plans_name"] = new_identifier
     new_plans[PLANS_KEY] = ours
-    write_json_atomically(target, new_plans)
+    replace_json(target, new_plans)
     return target
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from nnunet_dhc.nnunet.atomic_files import replace_json
+
 FILE_NAME = "dhc_run.json"
 _PACKAGES = (
     "nnunet_dhc",
@@ -63,14 +65,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
-def write_json_atomically(path: str | os.PathLike, content: Any) -> None:
-    """Write a JSON file by a rename."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    os.replace(temporary, path)
-
-
 class RunRecord:
     """The manifest of a run; later writes add to what stands there (a resumed run keeps its first start).
 
@@ -98,4 +92,4 @@ class RunRecord:
         return self.read().get("cases_of_all_starts", self.cases)
 
     def update(self, **values: Any) -> None:
-        write_json_atomically(self.path, {**self.read(), **values})
+        replace_json(self.path, {**self.read(), **values})
