@@ -13,7 +13,10 @@ from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM
 
 MINUS = "\N{MINUS SIGN}"
 _STOCK = re.compile(r"nnUNetTrainer(NoMirroring)?(_\d+epochs?)?(_NoMirroring)?$")
-_PAIR_SUPERVISED = re.compile(r"nnUNetTrainerPairSupervised(_\d+epochs?)?$")
+_CONTROLS = {
+    "pair supervised": re.compile(r"nnUNetTrainerPairSupervised(_\d+epochs?)?$"),
+    "pair mixed": re.compile(r"nnUNetTrainerPairMixed(_\d+epochs?)?$"),
+}
 _SEMI_SUPERVISED = re.compile(r"nnUNetTrainer(DHC|CPS|CReST|SimiS|Pair(Dist|Diff)DW)")
 # What a training on labels alone reads of a recipe; all other settings concern unlabeled patches or the run.
 _SETTINGS_ON_LABELS = (
@@ -27,12 +30,13 @@ _TIME_TOLERANCE = 0.15
 
 
 def role(trainer: str | None, unlabeled_cases: int | None) -> str:
-    """``stock``, ``pair supervised``, ``semi-supervised`` or ``other``."""
+    """``stock``, ``pair supervised``, ``pair mixed``, ``semi-supervised`` or ``other``."""
     name = trainer or ""
     if _STOCK.match(name):
         return "stock"
-    if _PAIR_SUPERVISED.match(name):
-        return "pair supervised"
+    for control, pattern in _CONTROLS.items():
+        if pattern.match(name):
+            return control
     if unlabeled_cases or _SEMI_SUPERVISED.match(name):
         return "semi-supervised"
     return "other"
@@ -131,9 +135,9 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
     target = next((row for row in semi if row["name"] == subject), semi[0])
     stock = _with_the_labels_of(target, by_role.get("stock", []))
     stock = [row for row in stock if row["facts"].get("mirror_axes") == target["facts"].get("mirror_axes")] or stock
-    controls = _with_the_labels_of(target, by_role.get("pair supervised", []))
-    controls = [row for row in controls if not _differing_settings(row, target)] or controls
-    control = _closest(controls, target, "steps", _STEPS_TOLERANCE)
+    supervised, mixed = (_control_of(target, by_role.get(control, [])) for control in _CONTROLS)
+    mixes = _mixes(target)
+    control = mixed if mixes and mixed else supervised
     equal_steps = _closest(stock, target, "steps", _STEPS_TOLERANCE)
     equal_time = _closest(stock, target, "seconds", _TIME_TOLERANCE)
     parts, missing = [], []
@@ -146,12 +150,18 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
         parts.append({"what": what, "row": names[0], "against": names[1], **more})
 
     if control:
-        add("unlabeled data", target, control, differing_settings=_differing_settings(control, target))
+        what = "unlabeled data and mixed patches" if mixes and control is supervised else "unlabeled data"
+        add(what, target, control, differing_settings=_differing_settings(control, target))
     else:
         missing.append("nnUNetTrainerPairSupervised with the same number of steps: without it, the part of the "
                        "unlabeled data can't be told from that of two networks")
-    if control and equal_steps:
-        add("two networks and class weights", control, equal_steps)
+    if mixes and not mixed:
+        missing.append("nnUNetTrainerPairMixed with the same number of steps: without it, the part of the unlabeled "
+                       "data can't be told from that of mixed patches, which labeled scans give as well")
+    if control is mixed and mixed and supervised:
+        add("mixed patches of labeled scans", mixed, supervised)
+    if supervised and equal_steps:
+        add("two networks and class weights", supervised, equal_steps)
     if equal_steps:
         add("everything together, at equal steps", target, equal_steps)
     else:
@@ -174,15 +184,20 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
 
 def _attribution_sentence(subject: str, parts: Sequence[dict[str, Any]], metric: Metric) -> str:
     by_what = {part["what"]: part for part in parts}
-    unlabeled, networks = by_what.get("unlabeled data"), by_what.get("two networks and class weights")
-    if unlabeled is None or unlabeled["mean"] is None:
+    what = next((what for what in by_what if what.startswith("unlabeled data")), None)
+    unlabeled, networks = by_what.get(what), by_what.get("two networks and class weights")
+    if what is None or unlabeled is None or unlabeled["mean"] is None:
         return ""
-    sentences = [f"The unlabeled data change {subject} by {_points(unlabeled['mean'], metric)}"
+    sentences = [f"The {what} change {subject} by {_points(unlabeled['mean'], metric)}"
                  f"{_interval_text(unlabeled, metric)} against {_control_text(unlabeled)}{_doubt(unlabeled)}"]
+    mixed = by_what.get("mixed patches of labeled scans")
+    if mixed is not None and mixed["mean"] is not None:
+        sentences.append(f"mixed patches of labeled scans change the pair by {_points(mixed['mean'], metric)}"
+                         f"{_interval_text(mixed, metric)}{_doubt(mixed)}")
     if networks is not None and networks["mean"] is not None:
         sentences.append(f"two networks with class weights change stock by {_points(networks['mean'], metric)}"
                          f"{_interval_text(networks, metric)} at equal steps{_doubt(networks)}")
-    text = ", and ".join(sentences) + "."
+    text = " and ".join([", ".join(sentences[:-1]) + ",", sentences[-1]] if sentences[1:] else sentences) + "."
     time = by_what.get("everything together, at equal wall-clock")
     if time is not None and time["mean"] is not None:
         text += (f" Against stock with the same wall-clock it is {_points(time['mean'], metric)}"
@@ -194,6 +209,19 @@ def _control_text(part: dict[str, Any]) -> str:
     if differing := part["differing_settings"]:
         return f"a pair without them whose recipe differs, too (in {', '.join(differing)})"
     return "the same pair without them"
+
+
+def _control_of(target: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The one with as many steps, and if there are several, with the settings of the target."""
+    rows = _with_the_labels_of(target, rows)
+    rows = [row for row in rows if not _differing_settings(row, target)] or rows
+    return _closest(rows, target, "steps", _STEPS_TOLERANCE)
+
+
+def _mixes(row: dict[str, Any]) -> bool:
+    """Whether unlabeled patches are mixed with labeled ones, by the records of the trainings."""
+    recipes = [run["recipe"] for run in row["runs"] if isinstance(run.get("recipe"), dict)]
+    return any(recipe.get("paste_side") for recipe in recipes)
 
 
 def _differing_settings(row: dict[str, Any], other: dict[str, Any]) -> list[str]:

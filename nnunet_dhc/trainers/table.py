@@ -89,6 +89,16 @@ _ROWS = (
         "distdw",
         uses_unlabeled=False,
     ),
+    Method(
+        "nnUNetTrainerPairMixed",
+        "nnunet_dhc.trainers.pair_mixed",
+        "control: the recommended recipe on labeled scans alone, mixed with each other",
+        _DHC,
+        "pair",
+        "diffdw",
+        "distdw",
+        uses_unlabeled=False,
+    ),
 )
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}

@@ -72,6 +72,25 @@ def test_verdict_and_attribution(comparison):
     assert comparison["attribution"]["missing"] == []
 
 
+def test_what_mixed_patches_give_is_told_from_what_unlabeled_scans_add(tree):
+    recipe = {"paste_side": 0.67}
+    tree.add_stock(epochs=4, shift=3).add_pair("nnUNetTrainerPairSupervised", shift=2, unlabeled=0)
+    tree.add_pair("nnUNetTrainerDHC", shift=1, recipe=recipe)
+    trainers = ["nnUNetTrainer", "nnUNetTrainerPairSupervised", "nnUNetTrainerDHC"]
+    found = _build(tree, *trainers)["attribution"]
+    assert found["parts"][0]["what"] == "unlabeled data and mixed patches"
+    assert found["sentence"].startswith("The unlabeled data and mixed patches change nnUNetTrainerDHC by ")
+    assert any(text.startswith("nnUNetTrainerPairMixed with the same number of steps") for text in found["missing"])
+    tree.add_pair("nnUNetTrainerPairMixed", shift=1, unlabeled=0, recipe=recipe)
+    found = _build(tree, *trainers, "nnUNetTrainerPairMixed")["attribution"]
+    parts = {part["what"]: (part["row"], part["against"]) for part in found["parts"]}
+    assert parts["unlabeled data"] == ("nnUNetTrainerDHC", "nnUNetTrainerPairMixed")
+    assert parts["mixed patches of labeled scans"] == ("nnUNetTrainerPairMixed", "nnUNetTrainerPairSupervised")
+    assert parts["two networks and class weights"] == ("nnUNetTrainerPairSupervised", "nnUNetTrainer")
+    assert not any("nnUNetTrainerPair" in text for text in found["missing"])
+    assert "mixed patches of labeled scans change the pair by" in found["sentence"]
+
+
 def test_a_control_with_another_recipe_is_said(tree):
     tree.add_stock().add_pair("nnUNetTrainerDHC", recipe={"dice_pooled_over_batch": True, "counts_from": "unlabeled"})
     tree.add_pair("nnUNetTrainerPairSupervised", recipe={"dice_pooled_over_batch": None, "counts_from": "labeled"})

@@ -114,6 +114,7 @@ def of_stock(tiny_dataset):
     ("nnUNetTrainerDHCPaper", {}),
     ("nnUNetTrainerCReST", {}),
     ("nnUNetTrainerPairSupervised", {}),
+    ("nnUNetTrainerPairMixed", {}),
 ])
 def test_a_step_reads_as_often_as_a_stock_step(tiny_dataset, of_stock, name, settings) -> None:
     assert of_stock == (["cpu"], [])

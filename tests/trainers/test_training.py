@@ -19,6 +19,7 @@ from nnunet_dhc.nnunet.network import cotrained_pair
 from nnunet_dhc.nnunet.training import pair_trainer
 from nnunet_dhc.nnunet.training.run_files import seconds_per_step
 from nnunet_dhc.nnunet.training.whole_step import as_list
+from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset
 
 FULL_RAMP = {"ramp_length": 0.0, "lambda_max": 1.0}
 
@@ -71,7 +72,8 @@ def test_labels_of_labeled_cases_are_read(tiny_dataset):
     assert differs(before, parameters(train(tiny_dataset)))
 
 
-@pytest.mark.parametrize(("name", "matters"), [("nnUNetTrainerDHC", True), ("nnUNetTrainerPairSupervised", False)])
+@pytest.mark.parametrize(("name", "matters"), [("nnUNetTrainerDHC", True), ("nnUNetTrainerPairSupervised", False),
+                                              ("nnUNetTrainerPairMixed", False)])
 def test_unlabeled_images_matter_to_dhc_alone(tiny_dataset, name, matters):
     first = parameters(train(tiny_dataset, name, **FULL_RAMP))
     for number, path in enumerate(sorted(tiny_dataset.images_un.iterdir())):
@@ -85,6 +87,23 @@ def test_control_opens_no_unlabeled_case(tiny_dataset):
     trainer = train(tiny_dataset, "nnUNetTrainerPairSupervised")
     assert trainer.data.pool is None
     assert log_lines(trainer)[-1]["losses"]["unsupervised_a"] == 0
+
+
+def test_pair_mixed_hides_the_labels_of_labeled_cases(tiny_dataset):
+    for path in tiny_dataset.images_un.iterdir():
+        path.write_bytes(b"not an image")
+    trainer = train(tiny_dataset, "nnUNetTrainerPairMixed", **FULL_RAMP)
+    assert trainer.data.pool is None and trainer.data.unlabeled == ()
+    assert log_lines(trainer)[-1]["losses"]["unsupervised_a"] != 0
+    batch = next(trainer.dataloader_train)
+    assert set(batch["unlabeled_keys"]) <= set(FOLD["train"])
+    dataset = trainer._unlabeled_dataset()
+    image, hidden, _, properties = dataset.load_case("case_0")
+    labeled = dataset.labeled.load_case("case_0")
+    assert np.array_equal(image[:], labeled[0][:]) and labeled[1][:].max() > 0
+    assert hidden.shape == labeled[1].shape and not hidden.any() and properties == {"class_locations": {}}
+    with_mask = HiddenLabelsDataset(dataset.labeled, with_nonzero_mask=True).load_case("case_0")[1]
+    assert np.array_equal(with_mask == -1, labeled[1][:] == -1) and with_mask.max() <= 0
 
 
 def test_log_shows_the_share_of_the_unsupervised_term(tiny_dataset):

@@ -44,7 +44,7 @@ from nnunet_dhc.nnunet.training.step_mode import StepMode
 from nnunet_dhc.nnunet.training.step_timer import StepTimer
 from nnunet_dhc.nnunet.training.unlabeled_schedule import draws_unlabeled, lambda_and_rate
 from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, as_list, mixed_precision
-from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import UnlabeledDataset
+from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset, UnlabeledDataset
 from nnunet_dhc.nnunet.unlabeled.unlabeled_stream import unlabeled_stream
 
 GRADIENT_NORM_LIMIT = 12  # nnU-Net's, here for each sub-network by itself
@@ -52,10 +52,16 @@ STEPS_TO_FIND_A_SCALE = 25  # torch's gradient scaler begins at 2^16 and halves;
 
 
 class PairTrainer(ReliableTrainer):
-    """Base of every pair: a subclass sets ``recipe`` and, for controls, ``uses_unlabeled``."""
+    """Base of every pair: a subclass sets ``recipe`` and, for controls, whose patches have no labels.
+
+    Attributes:
+        uses_unlabeled: Unlabeled cases are read, and must be there.
+        hides_labels: Patches of the labeled cases, without their labels, take the place of unlabeled ones.
+    """
 
     recipe = Recipe()
     uses_unlabeled = True
+    hides_labels = False
 
     def __init__(
         self,
@@ -68,7 +74,7 @@ class PairTrainer(ReliableTrainer):
         self._continues = bool(plans.get("continue_training"))  # nnU-Net's __init__ takes it out of the plans
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.recipe = recipe_from_plans(type(self).recipe, self.plans_manager.plans)
-        if not (self.uses_unlabeled or self.recipe.has_supervised_term):
+        if not (self.has_unsupervised_patches or self.recipe.has_supervised_term):
             raise UserError(
                 "settings supervised_ce and supervised_dice of nnunet_dhc are both 0, and "
                 f"{type(self).__name__} trains on labels alone: set one of them above 0, or use nnUNetTrainerDHC"
@@ -88,6 +94,10 @@ class PairTrainer(ReliableTrainer):
         self._checkpoint_state: dict | None = None
         self._put_off: list[str] | None = None
         self._non_finite_in_a_row = 0
+
+    @property
+    def has_unsupervised_patches(self) -> bool:
+        return self.uses_unlabeled or self.hides_labels
 
     # ---- networks and objective ----
 
@@ -128,7 +138,7 @@ class PairTrainer(ReliableTrainer):
         self.monitor = CollapseMonitor(
             self.class_names[1:],
             self.recipe.collapse_patience or max(3, round(0.05 * self.num_epochs)),
-            self.uses_unlabeled,
+            self.has_unsupervised_patches,
         )
         self.step_mode = StepMode(self.recipe.low_memory, self)
 
@@ -182,17 +192,22 @@ class PairTrainer(ReliableTrainer):
     def get_dataloaders(self):
         with seeding.seeded_workers(self):
             labeled, validation = super().get_dataloaders()
-            unlabeled = None
-            if self.data.pool is not None:
-                dataset = UnlabeledDataset(
-                    self.data.pool.folder,
-                    self.data.pool.identifiers,
-                    self.data.previous_stage_folder,
-                    with_nonzero_mask=self.data.pool.with_nonzero_mask,
-                )
+            unlabeled, dataset = None, self._unlabeled_dataset()
+            if dataset is not None:
                 unlabeled = self.guarded(unlabeled_stream(self, dataset))
                 next(unlabeled)  # starts the workers now, as nnU-Net does for its own
             return PairedLoader(labeled, unlabeled), validation
+
+    def _unlabeled_dataset(self) -> UnlabeledDataset | HiddenLabelsDataset | None:
+        if self.hides_labels:
+            labeled, _ = self.get_tr_and_val_datasets()
+            return HiddenLabelsDataset(labeled, any(self.configuration_manager.use_mask_for_norm))
+        pool = self.data.pool
+        if pool is None:
+            return None
+        return UnlabeledDataset(
+            pool.folder, pool.identifiers, self.data.previous_stage_folder, with_nonzero_mask=pool.with_nonzero_mask
+        )
 
     # ---- start and end ----
 
@@ -257,7 +272,7 @@ class PairTrainer(ReliableTrainer):
 
     def _start_averaging(self) -> None:
         """Here and not earlier, so that the average begins with pretrained weights where there are some."""
-        if not (self.uses_unlabeled and self.recipe.teacher_momentum > 0):
+        if not (self.has_unsupervised_patches and self.recipe.teacher_momentum > 0):
             return
         self.averaged_pair = AveragedPair(self.pair, self.recipe.teacher_momentum)
         state = (self._checkpoint_state or {}).pop("averaged_pair", None)
@@ -331,7 +346,7 @@ class PairTrainer(ReliableTrainer):
     def schedule(self, epoch: int) -> tuple[float, float]:
         """Lambda of an epoch and the part of its steps that draw unlabeled patches."""
         loss_weight, rate = lambda_and_rate(self.recipe, epoch, self.num_epochs, self.num_iterations_per_epoch)
-        return loss_weight if self.uses_unlabeled else 0.0, rate
+        return loss_weight if self.has_unsupervised_patches else 0.0, rate
 
     def _choose_streams(self, step: int) -> None:
         self.dataloader_train.draw_unlabeled = draws_unlabeled(step, self.unlabeled_rate)  # the same on all ranks
@@ -341,7 +356,7 @@ class PairTrainer(ReliableTrainer):
         targets = [target.to(self.device, non_blocking=True) for target in as_list(batch["target"])]
         images = batch["data"].to(self.device, non_blocking=True)
         has_unlabeled = batch["unlabeled"] is not None
-        unsupervised = self.uses_unlabeled and has_unlabeled
+        unsupervised = self.has_unsupervised_patches and has_unlabeled
         paste_masks = None
         if has_unlabeled:
             unlabeled = batch["unlabeled"].to(self.device, non_blocking=True)

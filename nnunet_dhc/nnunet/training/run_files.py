@@ -59,7 +59,7 @@ class RunFiles:
         counts = {name: len(identifiers) for name, identifiers in cases.items()}
         recipe = trainer.recipe
         used = f"{counts['unlabeled']} unlabeled" if trainer.uses_unlabeled else "no unlabeled"
-        schedule = f"lambda up to {recipe.lambda_max:g}; " if trainer.uses_unlabeled else ""
+        schedule = f"lambda up to {recipe.lambda_max:g}; " if trainer.has_unsupervised_patches else ""
         first, final = recipe.weight_exponent, recipe.weight_exponent_final
         exponent = "" if final in (None, first) else f", exponent {first:g} to {final:g}"
         trainer.print_to_log_file(
@@ -167,7 +167,7 @@ class RunFiles:
 
     @staticmethod
     def _print(trainer: PairTrainer, line: dict) -> None:
-        unlabeled = trainer.uses_unlabeled
+        unlabeled = trainer.has_unsupervised_patches
         terms = [f"{name} {value:.4f}" for name, value in line["losses"].items()
                  if unlabeled or not name.startswith("unsupervised")]
         trainer.print_to_log_file("  ".join([f"lambda {line['lambda']:.5f}", *terms] if unlabeled else terms))

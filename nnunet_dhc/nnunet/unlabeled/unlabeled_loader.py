@@ -85,6 +85,45 @@ class UnlabeledDataset:
             raise unreadable_case(identifier, path, error) from error
 
 
+class HiddenLabelsDataset:
+    """nnU-Net's labeled cases as if they had no labels.
+
+    Args:
+        labeled: nnU-Net's dataset of the labeled cases.
+        with_nonzero_mask: Whether augmentation needs the nonzero mask, which nnU-Net keeps in the segmentation.
+    """
+
+    def __init__(self, labeled: Any, with_nonzero_mask: bool) -> None:
+        self.labeled = labeled
+        self.with_nonzero_mask = with_nonzero_mask
+        self.identifiers = list(labeled.identifiers)
+        self.source_folder = labeled.source_folder
+        self.folder_with_segs_from_previous_stage = labeled.folder_with_segs_from_previous_stage
+
+    @property
+    def mmap_kwargs(self) -> dict[str, Any]:
+        """How files are opened, where they can be mapped."""
+        return self.labeled.mmap_kwargs
+
+    @mmap_kwargs.setter
+    def mmap_kwargs(self, value: dict[str, Any]) -> None:
+        self.labeled.mmap_kwargs = value
+
+    @property
+    def needs_segmentation(self) -> bool:
+        """As of `UnlabeledDataset`."""
+        return self.with_nonzero_mask or self.folder_with_segs_from_previous_stage is not None
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        """As of `UnlabeledDataset`, which says what is what."""
+        data, seg, seg_prev, _ = self.labeled.load_case(identifier)
+        if self.with_nonzero_mask:
+            seg = np.minimum(np.asarray(seg[:]), 0).astype(np.int8)  # -1 outside of the nonzero region
+        else:
+            seg = np.broadcast_to(np.int8(0), (1, *data.shape[1:]))
+        return data, seg, seg_prev, {"class_locations": {}}
+
+
 def unreadable_case(identifier: str, path: str, error: Exception) -> UserError:
     """The error of a preprocessed file that vanished or broke after it was written."""
     what = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
@@ -102,7 +141,7 @@ class UnlabeledDataLoader(nnUNetDataLoader):
 
     def __init__(
         self,
-        data: UnlabeledDataset,
+        data: UnlabeledDataset | HiddenLabelsDataset,
         batch_size: int,
         patch_size: Sequence[int],
         final_patch_size: Sequence[int],

@@ -11,10 +11,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_dhc.nnunet.reliability.damaged_files import read_without_mapping
-from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import UnlabeledDataLoader, UnlabeledDataset
+from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset, UnlabeledDataLoader, UnlabeledDataset
 
 
-def unlabeled_stream(trainer: nnUNetTrainer, dataset: UnlabeledDataset) -> Iterator[dict]:
+def unlabeled_stream(trainer: nnUNetTrainer, dataset: UnlabeledDataset | HiddenLabelsDataset) -> Iterator[dict]:
     """Endless batches ``{"data": (b, c, *spatial) float32, "keys": identifiers}``.
 
     Patch and batch size are the trainer's (the plans', divided over DDP ranks), the augmentation is what the trainer
