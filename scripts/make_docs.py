@@ -179,6 +179,7 @@ def weighting_classes() -> dict[str, type]:
 RECIPE_COLUMNS = (
     ("nnUNetTrainerDHC", "DHC"),
     ("nnUNetTrainerPairSupervised", "PairSupervised"),
+    ("nnUNetTrainerPairMixed", "PairMixed"),
     ("nnUNetTrainerDHCPaper", "DHCPaper"),
     ("nnUNetTrainerDHCReleased", "DHCReleased"),
     ("nnUNetTrainerCPS", "CPS"),

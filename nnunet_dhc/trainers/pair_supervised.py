@@ -8,7 +8,9 @@ from nnunet_dhc.trainers.dhc import nnUNetTrainerDHC
 
 
 class nnUNetTrainerPairSupervised(PairTrainer):
-    """`nnUNetTrainerDHC` without unlabeled data: the difference between the two is what the unlabeled scans add.
+    """`nnUNetTrainerDHC` on labels alone: the difference between the two is what unlabeled scans and mixed patches add.
+
+    How much of that mixed patches give without any unlabeled scan, `nnUNetTrainerPairMixed` tells.
 
     Class weights come from the predictions on labeled patches. No unlabeled case is opened, and none is needed.
     """
