@@ -249,8 +249,8 @@ def no_unlabeled_case(images_un: str, preprocessed_dataset_folder_base: str | Pa
     return UserError(
         f"There is no unlabeled case. Put scans as <case>_0000 ... into {images_un}, or list labeled cases under the "
         f'key "unlabeled" of the fold in {Path(preprocessed_dataset_folder_base) / "splits_final.json"} '
-        "(nnunet_dhc split writes it). To train without unlabeled cases use -tr nnUNetTrainerPairMixed, nnUNetTrainerPairSupervised or "
-        "stock nnUNetTrainer."
+        "(nnunet_dhc split writes it). To train without unlabeled cases use -tr nnUNetTrainerPairMixed, "
+        "nnUNetTrainerPairSupervised or stock nnUNetTrainer."
     )
 
 
