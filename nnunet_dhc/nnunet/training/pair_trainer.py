@@ -97,6 +97,7 @@ class PairTrainer(ReliableTrainer):
 
     @property
     def has_unsupervised_patches(self) -> bool:
+        """Whether there are patches that pseudo labels alone supervise, of whichever cases."""
         return self.uses_unlabeled or self.hides_labels
 
     # ---- networks and objective ----
@@ -200,7 +201,11 @@ class PairTrainer(ReliableTrainer):
 
     def _unlabeled_dataset(self) -> UnlabeledDataset | HiddenLabelsDataset | None:
         if self.hides_labels:
-            labeled, _ = self.get_tr_and_val_datasets()
+            labeled = self.dataset_class(
+                self.preprocessed_dataset_folder,
+                list(self.data.cases.labeled),
+                folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage,
+            )
             return HiddenLabelsDataset(labeled, any(self.configuration_manager.use_mask_for_norm))
         pool = self.data.pool
         if pool is None:
