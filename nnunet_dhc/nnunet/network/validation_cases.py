@@ -16,7 +16,7 @@ from torch import Tensor
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder
-from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, name_some, read_fold_cases
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, read_fold_cases
 from nnunet_dhc.nnunet.splits.preprocessed_cases import preprocessed_cases
 from nnunet_dhc.nnunet.splits.stale_preprocessing import preprocessed_otherwise
 from nnunet_dhc.nnunet.training.run_record import RunRecord
@@ -76,11 +76,11 @@ class ValidationCases:
         """The data may have been planned anew since; nothing is noted of files that weren't read before."""
         preprocessing = preprocessing_hash(self.plans_manager, self.configuration_manager, self.dataset_json)
         cases = preprocessed_cases(folder, self.identifiers)
-        stale, what = preprocessed_otherwise(cases, self.plans_manager, model.configuration, preprocessing)
+        stale = preprocessed_otherwise(folder, cases, self.plans_manager, model.configuration, preprocessing)
         if stale:
             raise UserError(
-                f"{name_some(stale)} in {folder} {'was' if len(stale) == 1 else 'were'} preprocessed with {what} than "
-                f"the model in {model.path} was trained with: train again, or preprocess with the plans of that model"
+                f"{stale} than the model in {model.path} was trained with: train again, or preprocess with the plans "
+                "of that model"
             )
 
     def load(self, case: str) -> PreprocessedCase:

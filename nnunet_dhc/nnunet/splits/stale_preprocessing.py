@@ -41,26 +41,30 @@ def current_cases(
     """
     preprocessing = preprocessing_hash(plans_manager, plans_manager.get_configuration(configuration), dataset_json)
     cases = preprocessed_cases(folder, identifiers, preprocessing=preprocessing)
-    stale, what = preprocessed_otherwise(cases, plans_manager, configuration, preprocessing)
+    stale = preprocessed_otherwise(folder, cases, plans_manager, configuration, preprocessing)
     if stale:
         raise UserError(
-            f"{name_some(stale)} in {folder} {'was' if len(stale) == 1 else 'were'} preprocessed with {what} "
-            f"than {plans_manager.plans_name} has now, which unlabeled scans would get: run nnUNetv2_preprocess "
-            f"-d {shlex.quote(plans_manager.dataset_name)} -plans_name {plans_manager.plans_name} "
+            f"{stale} than {plans_manager.plans_name} has now, which unlabeled scans would get: run "
+            f"nnUNetv2_preprocess -d {shlex.quote(plans_manager.dataset_name)} -plans_name {plans_manager.plans_name} "
             f"-c {configuration}"
         )
     return cases
 
 
 def preprocessed_otherwise(
-    cases: Mapping[str, PreprocessedCase], plans_manager: Any, configuration: str, preprocessing: str
-) -> tuple[list[str], str]:
-    """Cases that are not what these plans would make of them, and in what they differ."""
-    other_shapes = _with_other_shapes(cases, plans_manager, configuration)
-    if other_shapes:
-        return other_shapes, "another spacing"
-    other_settings = sorted(name for name, case in cases.items() if case.preprocessing not in (None, preprocessing))
-    return other_settings, "other settings, as those of normalization,"
+    folder: str | Path,
+    cases: Mapping[str, PreprocessedCase],
+    plans_manager: Any,
+    configuration: str,
+    preprocessing: str,
+) -> str | None:
+    """Beginning of a sentence on cases that are not what these plans would make of them, None if there are none."""
+    stale, what = _with_other_shapes(cases, plans_manager, configuration), "another spacing"
+    if not stale:
+        stale = sorted(name for name, case in cases.items() if case.preprocessing not in (None, preprocessing))
+        what = "other settings, as those of normalization,"
+    verb = "was" if len(stale) == 1 else "were"
+    return f"{name_some(stale)} in {folder} {verb} preprocessed with {what}" if stale else None
 
 
 def _with_other_shapes(cases: Mapping[str, PreprocessedCase], plans_manager: Any, configuration: str) -> list[str]:
