@@ -95,7 +95,10 @@ def _measure(args: argparse.Namespace, model: ModelFolder, fold: int | str) -> t
             "error": _errors(prediction, reference, structures, predictor.label_manager.ignore_label),
         }
         replace_json(cache, measured)
-    records = {case: measured["cases"][case] for case in chosen}
+    records = {case: measured["cases"][case] for case in chosen
+               if any(error is not None for error in measured["cases"][case]["error"])}
+    if empty := sorted(set(chosen) - set(records)):
+        print(f"left out, no structure in reference and prediction: {', '.join(empty)}")
     return records, {case: record["error"] for case, record in records.items()}, structures
 
 
@@ -262,9 +265,9 @@ def _train_arm(args: argparse.Namespace) -> None:
 
 
 def _mean_error(errors: dict[str, list[float | None]]) -> np.ndarray:
-    """Mean over structures of each case."""
-    return np.nanmean(np.array([[np.nan if value is None else value for value in errors[case]]
-                                for case in sorted(errors)]), axis=1)
+    """Mean over structures of each case; 0 where reference and prediction have none."""
+    return np.array([np.mean([value for value in errors[case] if value is not None] or [0.0])
+                     for case in sorted(errors)])
 
 
 def _compared_arms(errors: dict[str, dict]) -> tuple[str, dict[str, Any]]:
@@ -305,7 +308,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--retrain-epochs", type=int, help="default: as the plans say")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, while an arm trains")
     parser.add_argument("--arm", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.random_draws < 1:
+        parser.error("--random-draws: rank is compared with at least 1")
+    return args
 
 
 if __name__ == "__main__":
