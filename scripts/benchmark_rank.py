@@ -95,10 +95,7 @@ def _measure(args: argparse.Namespace, model: ModelFolder, fold: int | str) -> t
             "error": _errors(prediction, reference, structures, predictor.label_manager.ignore_label),
         }
         replace_json(cache, measured)
-    records = {case: measured["cases"][case] for case in chosen
-               if any(error is not None for error in measured["cases"][case]["error"])}
-    if empty := sorted(set(chosen) - set(records)):
-        print(f"left out, no structure in reference and prediction: {', '.join(empty)}")
+    records = {case: measured["cases"][case] for case in chosen}
     return records, {case: record["error"] for case, record in records.items()}, structures
 
 
@@ -117,9 +114,9 @@ def _judge(records: dict, errors: dict, structures: list, args: argparse.Namespa
     """Rank correlations and the error of what each score would label first."""
     order = order_records(records, structures, args.diversity, args.budget)
     lines = {line["case"]: line for line in order["ranking"]}
-    cases = list(records)
+    cases = sorted(errors)
     true = np.array([[np.nan if value is None else value for value in errors[case]] for case in cases])
-    mean_true = np.nanmean(true, axis=1)
+    mean_true = _mean_error(errors)
 
     def column(name: str, key: str | None) -> np.ndarray:
         values = [lines[case][name] if key is None else lines[case]["structures"][key][name] for case in cases]
@@ -265,7 +262,7 @@ def _train_arm(args: argparse.Namespace) -> None:
 
 
 def _mean_error(errors: dict[str, list[float | None]]) -> np.ndarray:
-    """Mean over structures of each case; 0 where reference and prediction have none."""
+    """Mean over structures of each case, in the order of their names; 0 where reference and prediction have none."""
     return np.array([np.mean([value for value in errors[case] if value is not None] or [0.0])
                      for case in sorted(errors)])
 
