@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, p
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network import cotrained_pair
 from nnunet_dhc.nnunet.training import pair_trainer
-from nnunet_dhc.nnunet.training.run_files import seconds_per_step
+from nnunet_dhc.nnunet.training.run_files import RunFiles, seconds_per_step, waiting_warning
 from nnunet_dhc.nnunet.training.whole_step import as_list
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset
 
@@ -145,6 +146,25 @@ def test_duration_of_a_step_by_what_it_draws():
     assert seconds_per_step(ends[:4], 0.25) == (1.0, 1.0)
     assert seconds_per_step([(0.0, True), (4.0, True)], 1.0) == (4.0, 4.0)
     assert seconds_per_step([(0.0, True)], 1.0) == (0.0, 0.0)
+
+
+def test_warns_when_gpu_waits_for_data():
+    assert waiting_warning({"epoch": 100.0, "loading": 24.0}, 12) is None
+    assert waiting_warning({"epoch": 0.0, "loading": 0.0}, 12) is None
+    warning = waiting_warning({"epoch": 100.0, "loading": 40.0}, 12)
+    assert "40%" in warning and "nnUNet_n_proc_DA, now 12 for" in warning
+
+
+def test_warns_once_and_not_while_workers_start(monkeypatch, tmp_path):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "3")
+    slow = {"epoch": 10.0, "loading": 5.0}
+    for device, warnings in (("cuda", 1), ("cpu", 0)):
+        printed: list[str] = []
+        trainer = SimpleNamespace(device=torch.device(device), print_to_log_file=printed.append)
+        files = RunFiles(str(tmp_path))
+        for after_epoch in range(3):
+            files.warn_of_waiting(trainer, slow)
+            assert len(printed) == (warnings if after_epoch else 0)
 
 
 def test_sub_networks_differ_from_the_first_step_on(tiny_dataset):

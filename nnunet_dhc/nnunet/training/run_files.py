@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 from time import time
 from typing import TYPE_CHECKING
+
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_dhc.nnunet.training.epoch_log import EpochLog
 from nnunet_dhc.nnunet.training.preparation import TrainingData
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 
 _STEPS_MEASURED = 10
+_LONG_WAIT = 0.25  # of an epoch
 
 
 class RunFiles:
@@ -40,6 +43,8 @@ class RunFiles:
     def __init__(self, folder: str | None) -> None:
         self.folder = folder
         self._first_steps: list[tuple[float, bool]] | None = []
+        self._epochs_of_this_process = 0
+        self._said_that_gpu_waits = False
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -155,11 +160,21 @@ class RunFiles:
         log.append(line)
         plot_progress(log.read(), trainer.class_names, self.path(PLOT_NAME))
         self._print(trainer, line)
+        self.warn_of_waiting(trainer, line["seconds"])
         record = self.record
         record.update(
             seconds_total=record.read().get("seconds_total", 0.0) + line["seconds"]["epoch"],
             peak_memory_bytes=line["peak_memory_bytes"],
         )
+
+    def warn_of_waiting(self, trainer: PairTrainer, seconds: dict[str, float]) -> None:
+        """Once, and not for the first epoch of a process, in which the workers start."""
+        self._epochs_of_this_process += 1
+        if trainer.device.type != "cuda" or self._epochs_of_this_process == 1 or self._said_that_gpu_waits:
+            return
+        if warning := waiting_warning(seconds, get_allowed_n_proc_DA()):
+            trainer.print_to_log_file(warning)
+            self._said_that_gpu_waits = True
 
     def end(self, trainer: PairTrainer) -> None:
         if trainer.local_rank == 0:
@@ -203,3 +218,20 @@ def seconds_per_step(ends: Sequence[tuple[float, bool]], unlabeled_rate: float) 
         return 0.0, 0.0
     of_labeled, with_unlabeled = (median(durations[kind] or seen) for kind in (False, True))
     return (1 - unlabeled_rate) * of_labeled + unlabeled_rate * with_unlabeled, of_labeled
+
+
+def waiting_warning(seconds: Mapping[str, float], workers: int) -> str | None:
+    """What to do when a GPU spends much of an epoch in waiting for patches; None when it doesn't.
+
+    Args:
+        seconds: Of an epoch: ``"epoch"`` all of it, ``"loading"`` the part spent in waiting.
+        workers: Augmentation workers of each of the two loaders, labeled and unlabeled.
+    """
+    share = seconds["loading"] / seconds["epoch"] if seconds["epoch"] > 0 else 0.0
+    if share < _LONG_WAIT:
+        return None
+    return (
+        f"WARNING: the GPU waited for data during {share:.0%} of this epoch: with idle CPU cores, give the loaders "
+        f"more workers (nnUNet_n_proc_DA, now {workers} for labeled and {workers} for unlabeled patches); without, "
+        "run fewer trainings beside each other"
+    )
