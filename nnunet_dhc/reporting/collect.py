@@ -57,6 +57,7 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
             raise UserError(f"{roots[0] / name / model} does not exist: train it with nnUNetv2_train "
                             f"{selection.dataset} {row.configuration} 0 -tr {row.trainer} -p {row.plans}.")
         row.plans_hash = _content_hash(found[0] / "plans.json")
+        row.planned = _content_hash(found[0] / "plans.json", without=("plans_name", "nnunet_dhc"))
         models += found
         for repeat, folder in enumerate(found):
             row.runs += _runs(folder, repeat, selection.folds, preprocessed, unfinished)
@@ -87,20 +88,28 @@ def collect_folders(inputs: Sequence[tuple[str, Path]], reference_folder: Path, 
     dataset_json = read_dataset_json(dataset_json_file)
     ending = str(dataset_json["file_ending"])
     rows: dict[str, Row] = {}
+    taken: dict[str, set[Path]] = {}
     for name, folder in inputs:
         row = rows.setdefault(name, Row(name))
         if not folder.is_dir():
             raise UserError(f"-i {folder} is not there: it must be a folder of predictions.")
+        if folder.resolve() in taken.setdefault(name, set()):
+            raise UserError(f"-i {name}={folder} is given twice, which would count as two repeats: leave one out.")
+        taken[name].add(folder.resolve())
         if not (files := _files_with(ending, folder)):
             raise UserError(f"-i {folder} holds no {ending} file, which is file_ending in {dataset_json_file}.")
         row.runs.append(Run(len(row.runs), "-", files))
     if not reference_folder.is_dir():
         raise UserError(f"{reference_folder} does not exist: -ref is the folder of reference label maps.")
     references = _files_with(ending, reference_folder)
+    predicted = set().union(*(row.cases for row in rows.values()))
     name = str(dataset_json.get("name") or dataset_json_file.resolve().parent.name)
     collection = Collection(name, label_space(dataset_json), list(rows.values()), references, file_ending=ending,
                             dataset_json=dataset_json, channel=_first_channel(dataset_json))
     _check_predictions(collection, allow_different)
+    if not_predicted := sorted(set(references) - predicted):
+        text = f"{len(not_predicted)} of {len(references)} references have no prediction in any row and count nowhere"
+        collection.notes.append(Note(f"{text}: {not_predicted[0]} ...", f"{text}."))
     _check_places(collection, allow_different)
     if images_folder is not None:
         collection.images = {case: path for case in references
@@ -164,7 +173,8 @@ def _selected_rows(selection: Selection) -> list[Row]:
 
 def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: Path | None,
           unfinished: bool) -> list[Run]:
-    existing = sorted(path.name.removeprefix("fold_") for path in model.glob("fold_*") if path.is_dir())
+    existing = sorted(fold for path in model.glob("fold_*") if path.is_dir() and _is_fold(
+        fold := path.name.removeprefix("fold_")))
     if folds is None and not unfinished:
         existing = [fold for fold in existing if (model / f"fold_{fold}" / "validation").is_dir()]
     wanted = list(existing if folds is None else folds)
@@ -178,9 +188,14 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
         folder = model / f"fold_{fold}"
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist: train this fold, or leave it out of -f.")
-        validated = not unfinished or (folder / "validation" / "summary.json").is_file()
+        record = read_run(folder)
+        if record.began_after_validation and not unfinished:
+            raise UserError(f"{folder}/validation is that of an earlier training in this folder: finish the one that "
+                            "began after it (its command with --c), or leave the fold out of -f.")
+        validated = not unfinished or (
+            (folder / "validation" / "summary.json").is_file() and not record.began_after_validation)
         predictions = _validation_files(folder / "validation", ending) if validated else {}
-        run = Run(repeat, fold, predictions, read_run(folder))
+        run = Run(repeat, fold, predictions, record)
         split = splits[int(fold)] if fold.isdigit() and int(fold) < len(splits) else None
         split = None if _changed_since(folder, preprocessed) else split
         run.labeled = _own_cases("labeled", run.record, split)
@@ -188,6 +203,11 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
             _keep_own_predictions(run, _own_cases("validation", run.record, split), folder / "validation")
         runs.append(run)
     return runs
+
+
+def _is_fold(name: str) -> bool:
+    """Whether nnU-Net has such a fold; other folders, such as fold_0_old, are somebody's copies."""
+    return name.isdigit() or name == "all"
 
 
 def _keep_own_predictions(run: Run, cases: list[str] | None, folder: Path) -> None:
@@ -326,9 +346,10 @@ def _splits(preprocessed: Path | None) -> list[dict[str, Any]]:
     return content if isinstance(content, list) else []
 
 
-def _content_hash(path: Path) -> str | None:
+def _content_hash(path: Path, without: Sequence[str] = ()) -> str | None:
     try:
         content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+        content = {key: value for key, value in content.items() if key not in without}
+    except (OSError, json.JSONDecodeError, AttributeError):
         return None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -39,13 +39,17 @@ class Run:
 
 @dataclass
 class Row:
-    """One line of the comparison: a trainer with plans and configuration, or a named folder."""
+    """One line of the comparison: a trainer with plans and configuration, or a named folder.
+
+    ``planned`` is a hash of what was planned, the same for plans that differ in their name and our settings alone.
+    """
 
     name: str
     trainer: str | None = None
     plans: str | None = None
     configuration: str | None = None
     plans_hash: str | None = None
+    planned: str | None = None
     runs: list[Run] = field(default_factory=list)
 
     @property

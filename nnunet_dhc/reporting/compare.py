@@ -16,7 +16,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collection import Collection, Row
 from nnunet_dhc.reporting.differences import differences_from, winners
 from nnunet_dhc.reporting.evaluate import score_pairs
-from nnunet_dhc.reporting.image_files import tells_no_spacing
+from nnunet_dhc.reporting.image_files import tells_spacing
 from nnunet_dhc.reporting.protocols import Protocol, protocol_named
 from nnunet_dhc.reporting.score_tables import RowScores, describe_structures
 from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM, MIN_CASES_FOR_INTERVAL
@@ -58,7 +58,7 @@ def build_comparison(collection: Collection, options: Options) -> dict[str, Any]
     differences = differences_from(by_name[baseline], others, protocol, groups) if others else []
     primary = protocol.metrics[0]
     judged = verdict(rows, differences, primary, len(cases))
-    judged["caution"] = caution(rows, judged, primary)
+    judged["caution"] = caution(rows, judged, sum(item["cases_present"] for item in structures))
 
     def contrast(name: str, against: str) -> dict[str, Any]:
         found = differences_from(by_name[against], [by_name[name]], protocol, groups)[0]
@@ -160,7 +160,7 @@ def _row(table: RowScores, protocol: Protocol, groups: Sequence[str]) -> dict[st
     return {
         "name": row.name, "trainer": row.trainer, "plans": row.plans, "configuration": row.configuration,
         "role": role(row.trainer or row.name, facts["unlabeled_cases"]),
-        "plans_file_hash": row.plans_hash, "repeats": len(row.repeats), "folds": row.folds,
+        "plans_file_hash": row.plans_hash, "planned": row.planned, "repeats": len(row.repeats), "folds": row.folds,
         "facts": facts, "runs": runs,
         "scores": table.summary(protocol, groups),
         "missed": table.count("missed"), "spurious": table.count("spurious"),
@@ -176,7 +176,8 @@ def _reference_volumes(table: RowScores, cases: Sequence[str], keys: Sequence[st
 
 
 def _spacing_note(collection: Collection) -> list[str]:
-    if not tells_no_spacing(collection.file_ending):
+    prediction = next(path for row in collection.rows for run in row.runs for path in run.predictions.values())
+    if tells_spacing(next(iter(collection.references.values()))) or tells_spacing(prediction):
         return []
     return [f"{collection.file_ending} files tell no spacing: mm are pixels here, and ml thousands of them."]
 

@@ -76,7 +76,8 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
     sets = column_sets(groups)
     for metric in protocol.metrics:
         matrices = [row.matrix(metric.key) for row in rows]
-        beside = _side_by_side(rows, metric)
+        values = [_number_of_values(row, beside, metric) for row, beside in
+                  zip(rows, _side_by_side(rows, metric), strict=True)]
         sign = 1.0 if metric.higher_is_better else -1.0
         scopes: dict[str, list[int]] = {**sets, **{key: [column] for column, key in enumerate(rows[0].keys)}}
         result[metric.key] = {}
@@ -87,8 +88,8 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
             result[metric.key][scope] = None
             if best is None or len(rows) < 2:
                 continue
-            values = [int((~np.isnan(matrix[:, columns])).sum()) for matrix in beside]
-            if values[best] < max(values):
+            found = [of_row[list(columns)].sum() for of_row in values]
+            if found[best] < max(found) - 1e-9:
                 continue
             claims_of_best = claims.get(rows[best].row.name)
             if claims_of_best is not None and of_scope(claims_of_best[metric.key], scope)["claim"] != "better":
@@ -112,6 +113,13 @@ def _side_by_side(rows: Sequence[RowScores], metric: Metric) -> list[Array]:
         return matrices
     compared = np.any([~np.isnan(matrix) for matrix in matrices], axis=0)
     return [row.matrix_beside(metric.key, compared, metric.rightly_empty) for row in rows]
+
+
+def _number_of_values(row: RowScores, beside: Array, metric: Metric) -> Array:
+    """Per structure, in how many cases the row has a value; a case with one in some seeds counts for that part."""
+    values = ~np.isnan(beside) if metric.rightly_empty is not None else row.part_with_value(metric.key)
+    number: Array = values.sum(axis=0, dtype=float)
+    return number
 
 
 def _class_mean(matrix: Any, columns: Sequence[int]) -> float | None:

@@ -21,7 +21,7 @@ from nnunet_dhc.reporting.protocols import Protocol
 from nnunet_dhc.reporting.structures import LabelSpace
 
 _CACHE_FILE = ".metrics_cache.json"
-_CACHE_VERSION = 1  # raise it when a score is computed differently
+_CACHE_VERSION = 2  # raise it when a score is computed differently
 
 Pair = tuple[Path, Path]
 

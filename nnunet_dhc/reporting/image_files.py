@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nnunet_dhc.errors import UserError
 
-_PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")
+_PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")  # pixels of pictures have no size in mm; SimpleITK gives 1 mm
 _TIFF_ENDINGS = (".tif", ".tiff")
 _PLACED_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 
@@ -36,7 +36,9 @@ def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
             return _read_nifti(path)  # ITK refuses directions that are not orthonormal
         raise UserError(f"{path} can't be read: {str(error).strip().splitlines()[-1]}") from None
     spacing = tuple(float(value) for value in image.GetSpacing()[::-1])
-    return sitk.GetArrayFromImage(image), _tiff_spacing(path) or spacing
+    if path.suffix.lower() in _TIFF_ENDINGS:  # ITK takes the resolution of printing, nnU-Net doesn't
+        spacing = _tiff_spacing(path) or (1.0,) * len(spacing)
+    return sitk.GetArrayFromImage(image), spacing
 
 
 def tells_place(path: Path) -> bool:
@@ -44,9 +46,10 @@ def tells_place(path: Path) -> bool:
     return path.name.endswith(_PLACED_ENDINGS)
 
 
-def tells_no_spacing(ending: str) -> bool:
-    """Whether a format is one of pictures, whose pixels have no size in mm; SimpleITK gives them 1 mm."""
-    return ending.lower() in _PICTURE_ENDINGS
+def tells_spacing(path: Path) -> bool:
+    """Whether the size of a voxel is known: not of pictures, and of TIFF files from the JSON file beside them alone."""
+    ending = path.suffix.lower()
+    return _tiff_spacing(path) is not None if ending in _TIFF_ENDINGS else ending not in _PICTURE_ENDINGS
 
 
 def other_place(first: Path, second: Path) -> str | None:
@@ -67,7 +70,11 @@ def read_label_map(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     """An integer label map and its spacing in mm."""
     if path.name.endswith(".gz"):
         _check_whole(path)
-    voxels, spacing = read_image(path)
+    voxels, spacing = _read_picture(path) if path.suffix.lower() in _PICTURE_ENDINGS else read_image(path)
+    if voxels.ndim == len(spacing) + 1:
+        if not (voxels == voxels[..., :1]).all():
+            raise UserError(f"{path} is a color picture: a label map has one number a pixel.")
+        voxels = voxels[..., 0]
     if not np.issubdtype(voxels.dtype, np.integer):
         rounded = np.rint(voxels)
         if not np.array_equal(rounded, voxels):
@@ -76,6 +83,18 @@ def read_label_map(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     if voxels.size and int(voxels.min()) < 0:
         raise UserError(f"{path} holds negative labels ({int(voxels.min())}): nnU-Net's labels start at 0.")
     return voxels, spacing
+
+
+def _read_picture(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """As nnU-Net reads it: with the values 0 and 1 where a pixel has one bit, which are 0 and 255 for ITK."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            voxels = np.asarray(picture)
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path} can't be read ({error}); is the file complete?") from None
+    return voxels.astype(np.uint8) if voxels.dtype == bool else voxels, (1.0, 1.0)
 
 
 def _check_whole(path: Path) -> None:

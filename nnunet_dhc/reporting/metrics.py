@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.reporting.image_files import read_label_map
+from nnunet_dhc.reporting.image_files import read_label_map, tells_spacing
 from nnunet_dhc.reporting.protocols import Protocol
 from nnunet_dhc.reporting.structures import LabelSpace, Structure
 from nnunet_dhc.reporting.surface_distances import Points, distances_between, surface_points
@@ -25,15 +25,27 @@ Box = tuple[slice, ...]
 
 def score_files(prediction: Path, reference: Path, labels: LabelSpace, protocol: Protocol) -> Scores:
     """Scores per structure key of one pair of files."""
-    predicted, _ = read_label_map(prediction)
+    predicted, spacing_of_prediction = read_label_map(prediction)
     expected, spacing_mm = read_label_map(reference)
+    if not tells_spacing(reference):  # nnU-Net copies reference TIFF files without the JSON file that has it
+        spacing_mm = spacing_of_prediction
     if predicted.shape != expected.shape:
         raise UserError(f"{prediction} has shape {predicted.shape}, its reference {reference} has {expected.shape}: "
                         "they are not of the same scan, or one was resampled.")
     for path, voxels in ((prediction, predicted), (reference, expected)):
-        if voxels.size and int(voxels.max()) > _MAX_LABEL:
-            raise UserError(f"{path} holds the label {int(voxels.max())}, which is not in dataset.json.")
+        _check_labels(path, voxels, labels)
     return score_arrays(predicted, expected, spacing_mm, labels, protocol)
+
+
+def _check_labels(path: Path, voxels: NDArray[Any], labels: LabelSpace) -> None:
+    """Refuse what can't be a label map of this dataset, as a mask with 255 for its only structure is.
+
+    Further labels beside those of the dataset are none of its structures, and no mistake.
+    """
+    largest = int(voxels.max()) if voxels.size else 0
+    known = labels.all_labels
+    if largest > _MAX_LABEL or (largest not in known and known.isdisjoint(np.unique(voxels[voxels > 0]).tolist())):
+        raise UserError(f"{path} holds the label {largest}, which is not in dataset.json.")
 
 
 def score_arrays(

@@ -20,7 +20,11 @@ _NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan")
 
 @dataclass
 class RunRecord:
-    """One fold folder of one training."""
+    """One fold folder of one training.
+
+    ``began_after_validation``: by nnU-Net's logs, another training began here after the last validation, whose files
+    nnU-Net leaves in the folder.
+    """
 
     folder: Path
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -31,6 +35,7 @@ class RunRecord:
     counted_cases: tuple[int, int] | None = None
     finished: bool = False
     parameters: int | None = None
+    began_after_validation: bool = False
 
     @property
     def unlabeled_count(self) -> int | None:
@@ -135,12 +140,16 @@ def _read_training_logs(folder: Path, record: RunRecord) -> list[dict[str, Any]]
     """Epochs and times of nnU-Net's own logs; what a run resumed earlier or started anew has repeated counts once."""
     lines: dict[int, dict[str, Any]] = {}
     epoch: int | None = None
+    validated = False
     for path in training_logs(folder):
         for text in path.read_text(errors="replace").splitlines():
             if found := _EPOCH.search(text):
                 epoch = int(found[1])
+                record.began_after_validation = record.began_after_validation or (validated and epoch == 0)
                 lines = {number: line for number, line in lines.items() if number < epoch}
                 lines[epoch] = {"epoch": epoch}
+            elif "Validation complete" in text:
+                validated, record.began_after_validation = True, False
             elif found := _CASE_COUNTS.search(text):
                 record.counted_cases = (int(found[1]), int(found[2]))
             elif epoch is None:

@@ -56,6 +56,13 @@ class RowScores:
         values[np.isnan(values) & compared & scored[:, :, np.newaxis]] = worth
         return nanmean(values, axis=0)
 
+    def part_with_value(self, name: str) -> Array:
+        """Shape (cases, structures): part of the runs that scored a case in which the structure has a value, 0 to 1."""
+        runs_with_case = np.array([[case in scores for case in self.cases] for _, scores in self.scored]).sum(axis=0)
+        with_value = (~np.isnan(self._values(name))).sum(axis=0)
+        result: Array = with_value / np.maximum(runs_with_case, 1)[:, np.newaxis]
+        return result
+
     def _values(self, name: str) -> Array:
         if name not in self._of_all_runs:
             self._of_all_runs[name] = self._of_runs(name, self.scored)
@@ -89,7 +96,7 @@ class RowScores:
                            if name != "overall"},
                 "structures": {key: interval.as_json() for key, interval in
                                zip(self.keys, mean_intervals(list(matrix.T)), strict=True)},
-                "scored": int((~np.isnan(matrix)).sum()),
+                "scored": round(float(self.part_with_value(metric.key).sum()), 2),
                 "over_repeats": mean_and_spread([self._class_mean(metric.key, repeat=r) for r in self.row.repeats],
                                                 protocol.spread_ddof),
                 "over_folds": mean_and_spread([self._class_mean(metric.key, fold=f) for f in self.row.folds],

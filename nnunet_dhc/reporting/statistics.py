@@ -97,10 +97,11 @@ def wilcoxon_p(differences: Array, mean: float | None) -> float | None:
     values = differences[~np.isnan(differences)]
     if len(values) == 0:
         return None
-    if not values.any():
+    values = values[values != 0]  # Wilcoxon's rule; with zeros SciPy approximates, however few others there are
+    if len(values) == 0:
         return 1.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ties and zeros: the normal approximation is used, as SciPy says
+        warnings.simplefilter("ignore")  # ties among more than 13: the normal approximation is used, as SciPy says
         one_sided = stats.wilcoxon(values, alternative="greater" if (mean or 0.0) > 0 else "less").pvalue
     return min(1.0, 2.0 * float(one_sided))
 

@@ -28,6 +28,12 @@ class LabelSpace:
     ignore_label: int | None = None
 
     @property
+    def all_labels(self) -> set[int]:
+        """Every number that a label map of the dataset may hold."""
+        ignored = set() if self.ignore_label is None else {self.ignore_label}
+        return {0} | ignored | {label for structure in self.structures for label in structure.labels}
+
+    @property
     def covers_background(self) -> bool:
         """True for the rare region that contains label 0: no crop to the foreground then."""
         return any(0 in structure.labels for structure in self.structures)

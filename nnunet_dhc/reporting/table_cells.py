@@ -49,7 +49,7 @@ def score_cell(row: dict[str, Any], metric: dict[str, Any], scope: str) -> str:
 def scored_cell(comparison: dict[str, Any], row: dict[str, Any], metric: dict[str, Any]) -> str:
     """How many structures of how many a mean rests on, over all cases: distances need both sides."""
     first = comparison["protocol"]["metrics"][0]["key"]
-    return f"{row['scores'][metric['key']]['scored']} of {row['scores'][first]['scored']}"
+    return f"{row['scores'][metric['key']]['scored']:g} of {row['scores'][first]['scored']:g}"
 
 
 def number(value: float | None, metric: dict[str, Any], signed: bool = False) -> str:

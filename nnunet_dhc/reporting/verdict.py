@@ -77,22 +77,27 @@ def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]
     return {"sentence": sentence, "claim": found["claim"], "row": name, "against": against}
 
 
-def caution(rows: Sequence[dict[str, Any]], judged: dict[str, Any], metric: Metric) -> str:
+def caution(rows: Sequence[dict[str, Any]], judged: dict[str, Any], num_structures: int) -> str:
     """What a reader of the verdict must know.
 
     A row that finds less than half of the structures is no yardstick, and of two rows one of which mirrors scans and
     the other doesn't, nobody knows what made the difference.
+
+    Args:
+        rows: Rows of the comparison.
+        judged: The verdict.
+        num_structures: In the references of all cases together; a structure counts once for each case that has it.
     """
     sides = [row for row in rows if row["name"] in (judged["row"], judged["against"])]
-    return " ".join(filter(None, (_caution_of_empty(sides, judged, metric), _caution_of_mirroring(sides))))
+    return " ".join(filter(None, (_caution_of_empty(sides, judged, num_structures), _caution_of_mirroring(sides))))
 
 
-def _caution_of_empty(sides: Sequence[dict[str, Any]], judged: dict[str, Any], metric: Metric) -> str:
+def _caution_of_empty(sides: Sequence[dict[str, Any]], judged: dict[str, Any], num_structures: int) -> str:
     texts = []
     for row in sides:
-        missed, total = sum(row["missed"].values()), row["scores"][metric.key]["scored"]
-        if total and missed > 0.5 * total:
-            texts.append(f"{row['name']} leaves {missed:g} of {total} structures empty")
+        missed = sum(row["missed"].values())
+        if missed > 0.5 * num_structures:
+            texts.append(f"{row['name']} leaves {missed:g} of {num_structures} structures empty")
     if not texts:
         return ""
     why = "; a comparison with such a row says little" if judged["against"] else ""
@@ -109,10 +114,15 @@ def _caution_of_mirroring(sides: Sequence[dict[str, Any]]) -> str:
             "is nnUNetTrainerNoMirroring.")
 
 
-def _with_the_labels_of(target: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with as many labeled cases, as far as that is known: an upper bound is no control."""
-    wanted = target["facts"].get("labeled_cases")
-    return [row for row in rows if wanted is None or row["facts"].get("labeled_cases") in (None, wanted)]
+def _comparable_with(target: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with as many labeled cases, as far as that is known, and with the same plans and configuration.
+
+    An upper bound is no control, nor is a training with another patch or network.
+    """
+    labels = target["facts"].get("labeled_cases")
+    return [row for row in rows if row["planned"] == target["planned"]
+            and row["configuration"] == target["configuration"]
+            and (labels is None or row["facts"].get("labeled_cases") in (None, labels))]
 
 
 def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, subject: str | None) -> dict[str, Any]:
@@ -133,7 +143,7 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
     if not semi:
         return {"subject": None, "parts": [], "missing": [], "sentence": ""}
     target = next((row for row in semi if row["name"] == subject), semi[0])
-    stock = _with_the_labels_of(target, by_role.get("stock", []))
+    stock = _comparable_with(target, by_role.get("stock", []))
     stock = [row for row in stock if row["facts"].get("mirror_axes") == target["facts"].get("mirror_axes")] or stock
     supervised, mixed = (_control_of(target, by_role.get(control, [])) for control in _CONTROLS)
     mixes = _mixes(target)
@@ -153,11 +163,11 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
         what = "unlabeled data and mixed patches" if mixes and control is supervised else "unlabeled data"
         add(what, target, control, differing_settings=_differing_settings(control, target))
     else:
-        missing.append("nnUNetTrainerPairSupervised with the same number of steps: without it, the part of the "
-                       "unlabeled data can't be told from that of two networks")
+        missing.append("nnUNetTrainerPairSupervised with the same plans and number of steps: without it, the part of "
+                       "the unlabeled data can't be told from that of two networks")
     if mixes and not mixed:
-        missing.append("nnUNetTrainerPairMixed with the same number of steps: without it, the part of the unlabeled "
-                       "data can't be told from that of mixed patches, which labeled scans give as well")
+        missing.append("nnUNetTrainerPairMixed with the same plans and number of steps: without it, the part of the "
+                       "unlabeled data can't be told from that of mixed patches, which labeled scans give as well")
     if control is mixed and mixed and supervised:
         add("mixed patches of labeled scans", mixed, supervised)
     if supervised and equal_steps:
@@ -165,7 +175,7 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
     if equal_steps:
         add("everything together, at equal steps", target, equal_steps)
     else:
-        missing.append("stock nnU-Net with the same number of steps")
+        missing.append("stock nnU-Net with the same plans and number of steps")
     if equal_time:
         add("everything together, at equal wall-clock", target, equal_time)
         if equal_steps and equal_steps is not equal_time:
@@ -213,7 +223,7 @@ def _control_text(part: dict[str, Any]) -> str:
 
 def _control_of(target: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The one with as many steps, and if there are several, with the settings of the target."""
-    rows = _with_the_labels_of(target, rows)
+    rows = _comparable_with(target, rows)
     rows = [row for row in rows if not _differing_settings(row, target)] or rows
     return _closest(rows, target, "steps", _STEPS_TOLERANCE)
 

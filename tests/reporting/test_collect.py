@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 import SimpleITK as sitk
-from made_up import DATASET, boxes, dataset_json, write_json, write_volume
+from made_up import DATASET, boxes, dataset_json, stock_log, write_json, write_volume
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
@@ -195,6 +196,30 @@ def test_predictions_in_another_geometry_are_refused(tmp_path, change, name):
     with pytest.raises(UserError, match=rf"one/case\.nii\.gz and its reference .*\({name} "):
         collect_folders(*folders)
     assert name in collect_folders(*folders, allow_different=True).notes[0].text
+
+
+def test_copies_of_a_fold_are_no_folds(tree):
+    tree.add_stock()
+    model = tree.model("nnUNetTrainer")
+    shutil.copytree(model / "fold_0", model / "fold_0_old")
+    assert collect_trainings(Selection("901", ["nnUNetTrainer"])).rows[0].folds == ["0", "1"]
+
+
+def test_the_validation_of_an_earlier_training_in_the_folder_is_not_that_of_this_one(tree):
+    """nnU-Net leaves it where it is when a training begins anew."""
+    tree.add_stock()
+    folder = tree.model("nnUNetTrainer") / "fold_0"
+    done = "2026-01-01 00:00:00.1: Validation complete \n"
+    (folder / "training_log_2026_1_1_00_00_00.txt").write_text(stock_log(4) + done)
+    assert len(collect_trainings(Selection("901", ["nnUNetTrainer"])).references) == 8
+    (folder / "training_log_2026_1_2_00_00_00.txt").write_text(stock_log(1))
+    with pytest.raises(UserError, match="fold_0/validation is that of an earlier training"):
+        collect_trainings(Selection("901", ["nnUNetTrainer"]))
+    running = collect_trainings(Selection("901", ["nnUNetTrainer"], folds=["0"]), unfinished=True)
+    assert running.rows[0].cases == set()
+    assert running.rows[0].runs[0].record.epochs_done == 1
+    (folder / "training_log_2026_1_3_00_00_00.txt").write_text(done)
+    assert len(collect_trainings(Selection("901", ["nnUNetTrainer"])).references) == 8
 
 
 def test_plain_folders(tmp_path):

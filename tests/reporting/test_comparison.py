@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import fields, replace
 from itertools import pairwise
 
@@ -28,6 +29,8 @@ from nnunet_dhc.reporting.score_tables import RowScores, describe_structures
 from nnunet_dhc.reporting.statistics import holm
 from nnunet_dhc.reporting.structures import label_space
 from nnunet_dhc.reporting.verdict import caution
+
+SAME_PLANS = {"planned": "a hash", "configuration": "3d_fullres"}
 
 
 def _row(comparison, name):
@@ -80,7 +83,7 @@ def test_what_mixed_patches_give_is_told_from_what_unlabeled_scans_add(tree):
     found = _build(tree, *trainers)["attribution"]
     assert found["parts"][0]["what"] == "unlabeled data and mixed patches"
     assert found["sentence"].startswith("The unlabeled data and mixed patches change nnUNetTrainerDHC by ")
-    assert any(text.startswith("nnUNetTrainerPairMixed with the same number of steps") for text in found["missing"])
+    assert any(text.startswith("nnUNetTrainerPairMixed with the same plans and ") for text in found["missing"])
     tree.add_pair("nnUNetTrainerPairMixed", shift=1, unlabeled=0, recipe=recipe)
     found = _build(tree, *trainers, "nnUNetTrainerPairMixed")["attribution"]
     parts = {part["what"]: (part["row"], part["against"]) for part in found["parts"]}
@@ -141,13 +144,12 @@ def test_four_cases_are_too_few_for_a_claim(tree):
 
 
 def test_a_row_that_finds_next_to_nothing_is_no_yardstick():
-    metric = STANDARD.metrics[0]
-    rows = [{"name": "stock", "missed": {"1": 5, "2": 4}, "scores": {"dice": {"scored": 10}}, "facts": {}},
-            {"name": "pair", "missed": {"1": 5, "2": 0}, "scores": {"dice": {"scored": 10}}, "facts": {}}]
+    rows = [{"name": "stock", "missed": {"1": 5, "2": 4}, "facts": {}},
+            {"name": "pair", "missed": {"1": 5, "2": 0}, "facts": {}}]
     judged = {"row": "pair", "against": "stock"}
-    assert caution(rows, judged, metric).startswith("Read with care: stock leaves 9 of 10 structures empty, ")
-    assert caution(rows[1:], {"row": "pair", "against": None}, metric) == ""
-    assert caution(rows[:1], {"row": "stock", "against": None}, metric) == (
+    assert caution(rows, judged, 10).startswith("Read with care: stock leaves 9 of 10 structures empty, ")
+    assert caution(rows[1:], {"row": "pair", "against": None}, 10) == ""
+    assert caution(rows[:1], {"row": "stock", "against": None}, 10) == (
         "Read with care: stock leaves 9 of 10 structures empty, as after too short or failed training.")
 
 
@@ -191,6 +193,9 @@ class MadeUpScores:
     def matrix_beside(self, *_):
         return self._values
 
+    def part_with_value(self, _):
+        return (~np.isnan(self._values)).astype(float)
+
 
 def test_a_row_whose_distances_leave_structures_out_is_never_bold():
     metric = next(metric for metric in STANDARD.metrics if not metric.higher_is_better)
@@ -199,6 +204,20 @@ def test_a_row_whose_distances_leave_structures_out_is_never_bold():
         near = MadeUpScores("near", [np.nan if case in missed else value - 2 for case, value in enumerate(complete)])
         found = winners([near, MadeUpScores("far", complete)], replace(STANDARD, metrics=(metric,)), ["all"], [])
         assert found[metric.key]["overall"] == found[metric.key]["1"] == bold
+
+
+def test_distances_that_one_seed_of_two_lacks_are_no_complete_ones(tmp_path):
+    """Row x is perfect in one seed and empty in the other; y is off by a voxel in both."""
+    for case in range(8):
+        write_volume(tmp_path / "reference" / f"c{case}.nii.gz", boxes())
+        for name, voxels in (("y1", boxes(1)), ("y2", boxes(1)), ("x1", boxes()), ("x2", boxes() * 0)):
+            write_volume(tmp_path / name / f"c{case}.nii.gz", voxels)
+    inputs = [(name[0], tmp_path / name) for name in ("y1", "y2", "x1", "x2")]
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    found = build_comparison(collect_folders(inputs, tmp_path / "reference", djfile), Options(images=False))
+    assert found["winners"]["hd95_mm"]["overall"] is None
+    assert [row["scores"]["hd95_mm"]["scored"] for row in found["rows"]] == [24, 12]
+    assert "12 of 24" in render_text(found)
 
 
 def test_seeds_are_averaged_within_a_case(tree, tmp_path):
@@ -395,7 +414,63 @@ def test_an_upper_bound_is_no_control(tree):
     found = _build(tree, "nnUNetTrainer", "nnUNetTrainer_16epochs", "nnUNetTrainerPairSupervised", "nnUNetTrainerDHC",
                    allow_different=True)
     assert "unlabeled data" not in [part["what"] for part in found["attribution"]["parts"]]
-    assert found["attribution"]["missing"][0].startswith("nnUNetTrainerPairSupervised with the same number of steps")
+    assert found["attribution"]["missing"][0].startswith("nnUNetTrainerPairSupervised with the same plans and ")
+
+
+def test_a_training_with_other_plans_is_no_control(tree):
+    """Plans that differ in their name and in our settings alone are the same plans."""
+    tree.add_stock().add_pair("nnUNetTrainerPairSupervised", shift=3, unlabeled=0).add_pair("nnUNetTrainerDHC")
+
+    def add_plans(trainer, name, **planned):
+        folder = tree.model(trainer).with_name(f"{trainer}__{name}__3d_fullres")
+        shutil.copytree(tree.model(trainer), folder)
+        write_json(folder / "plans.json", {"plans_name": name, **planned})
+
+    def parts(*more):
+        rows = "nnUNetTrainer", "nnUNetTrainerPairSupervised", "half=nnUNetTrainerDHC@nnUNetPlansHalf", *more
+        found = _build(tree, *rows)["attribution"]
+        return {part["what"]: part["against"] for part in found["parts"]}, found["missing"]
+
+    add_plans("nnUNetTrainerDHC", "nnUNetPlansHalf", configurations={"3d_fullres": {"batch_size": 1}})
+    of_parts, missing = parts()
+    assert of_parts == {}
+    assert missing[0].startswith("nnUNetTrainerPairSupervised with the same plans")
+    add_plans("nnUNetTrainerPairSupervised", "nnUNetPlansControl", nnunet_dhc={"supervised_ce": 1},
+              configurations={"3d_fullres": {"batch_size": 1}})
+    of_parts, _ = parts("control=nnUNetTrainerPairSupervised@nnUNetPlansControl")
+    assert of_parts == {"unlabeled data": "control"}
+
+
+def test_references_that_no_row_predicted_are_noted(tmp_path):
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    for case in ("a", "b", "c"):
+        write_volume(tmp_path / "reference" / f"{case}.nii.gz", boxes())
+    for case in ("a", "b"):
+        write_volume(tmp_path / "one" / f"{case}.nii.gz", boxes())
+    notes = collect_folders([("one", tmp_path / "one")], tmp_path / "reference", djfile).notes
+    assert [note.text for note in notes] == [
+        "1 of 3 references have no prediction in any row and count nowhere: c ..."]
+    assert "c ..." not in notes[0].anonymous
+
+
+def test_a_folder_given_twice_is_refused(tmp_path):
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    for folder in ("reference", "one"):
+        write_volume(tmp_path / folder / "a.nii.gz", boxes())
+    with pytest.raises(UserError, match="given twice"):
+        collect_folders([("one", tmp_path / "one"), ("one", tmp_path / "reference" / ".." / "one")],
+                        tmp_path / "reference", djfile)
+
+
+def test_protocol_of_the_paper_warns_of_an_empty_row(tmp_path):
+    """There absent structures that nobody paints have a score, too; they are none that a row could find."""
+    for case in range(8):
+        write_volume(tmp_path / "reference" / f"c{case}.nii.gz", boxes(small=False, rare=False))
+        write_volume(tmp_path / "empty" / f"c{case}.nii.gz", boxes() * 0)
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    collection = collect_folders([("empty", tmp_path / "empty")], tmp_path / "reference", djfile)
+    found = build_comparison(collection, Options(protocol="dhc", images=False))
+    assert "empty leaves 8 of 8 structures empty" in found["verdict"]["caution"]
 
 
 def test_structures_come_in_the_order_of_nnunets_logs():
@@ -456,7 +531,7 @@ def test_a_difference_that_is_not_claimed_is_never_bold():
 def test_stock_with_other_labels_is_no_control():
     def row(name, role, labeled):
         facts = {"labeled_cases": labeled, "steps": 40, "seconds": 40.0}
-        return {"name": name, "role": role, "facts": facts, "runs": []}
+        return {"name": name, "role": role, "facts": facts, "runs": [], **SAME_PLANS}
 
     def contrast(*_):
         return {"mean": 0.1, "low": 0.05, "high": 0.15, "n": 20, "p": 0.01}
@@ -469,7 +544,7 @@ def test_stock_with_other_labels_is_no_control():
 
 def test_the_parts_of_a_gain_are_corrected_together():
     def row(name, role, steps):
-        return {"name": name, "role": role, "facts": {"steps": steps, "seconds": 40.0}, "runs": []}
+        return {"name": name, "role": role, "facts": {"steps": steps, "seconds": 40.0}, "runs": [], **SAME_PLANS}
 
     found = {("pair", "control"): 0.019, ("control", "stock"): 0.019, ("pair", "stock"): 0.019}
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from made_up import SPACING_ZYX, boxes, dataset_json, write_volume
+from PIL import Image
 from scipy import ndimage
 
 from nnunet_dhc.errors import UserError
@@ -214,6 +215,48 @@ def test_a_tiff_has_the_spacing_of_its_json_file(tmp_path):
     (tmp_path / "case.json").write_text('{"spacing": [5.0, 1.0, 2.0]}')
     assert read_label_map(tmp_path / "case.tif")[1] == (5.0, 1.0, 2.0)
     assert read_oriented(tmp_path / "case.tif").spacing == (5.0, 1.0, 2.0)
+
+
+def test_a_reference_tiff_without_its_json_file_has_the_spacing_of_the_prediction(tmp_path):
+    for name, shift in (("reference", 0), ("prediction", 1)):
+        (tmp_path / name).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(boxes(shift)), str(tmp_path / name / "case.tif"))
+    files = tmp_path / "prediction" / "case.tif", tmp_path / "reference" / "case.tif"
+    assert score_files(*files, LABELS, STANDARD)["1"]["hd95_mm"] == 1.0
+    (tmp_path / "prediction" / "case.json").write_text('{"spacing": [1.0, 1.0, 5.0]}')
+    assert score_files(*files, LABELS, STANDARD)["1"]["hd95_mm"] == 5.0
+
+
+@pytest.mark.parametrize("ending", [".png", ".bmp", ".tif"])
+def test_pictures_count_in_pixels(tmp_path, ending):
+    """Whatever resolution they are to be printed at."""
+    for name, shift in (("reference", 0), ("prediction", 1)):
+        picture = Image.fromarray(boxes(shift)[2])
+        picture.save(tmp_path / f"{name}{ending}", dpi=(300, 300))
+    found = score_files(tmp_path / f"prediction{ending}", tmp_path / f"reference{ending}", LABELS, STANDARD)["1"]
+    assert found["dice"] == pytest.approx(5 / 6) and found["hd95_mm"] == 1.0
+
+
+def test_a_mask_of_one_bit_a_pixel_holds_0_and_1(tmp_path):
+    mask = boxes()[2] == 1
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "prediction.png")
+    found = score_files(tmp_path / "prediction.png", tmp_path / "mask.png", LABELS, STANDARD)["1"]
+    assert found["dice"] == 1.0
+
+
+def test_what_is_no_label_map_of_the_dataset_is_refused(tmp_path):
+    Image.fromarray(boxes()[2]).save(tmp_path / "prediction.png")
+    Image.fromarray((boxes()[2] == 1).astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=r"mask\.png holds the label 255"):
+        score_files(tmp_path / "prediction.png", tmp_path / "mask.png", LABELS, STANDARD)
+    Image.fromarray(np.stack([boxes()[2], boxes(1)[2], boxes(2)[2]], axis=-1)).save(tmp_path / "color.png")
+    with pytest.raises(UserError, match=r"color\.png is a color picture"):
+        score_files(tmp_path / "prediction.png", tmp_path / "color.png", LABELS, STANDARD)
+    more = boxes()[2].copy()
+    more[-1, -1] = 77  # a structure that this dataset doesn't have
+    Image.fromarray(more).save(tmp_path / "more.png")
+    assert score_files(tmp_path / "prediction.png", tmp_path / "more.png", LABELS, STANDARD)["1"]["dice"] == 1.0
 
 
 def test_distances_have_the_spacing_of_the_reference(tmp_path):

@@ -32,6 +32,12 @@ def test_wilcoxon_is_exact_for_few_cases():
     assert wilcoxon_p(np.array([np.nan]), None) is None
 
 
+def test_pairs_without_a_difference_add_no_certainty():
+    """SciPy's own choice of a method counts them, and takes five differences of one sign for significant."""
+    five = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert wilcoxon_p(np.concatenate([five, np.zeros(10)]), 0.1) == pytest.approx(2 / 32)
+
+
 def test_the_test_confirms_nothing_that_goes_the_other_way():
     values = np.random.default_rng(0).normal(0.1, 0.3, 30)
     two_sided = stats.wilcoxon(values).pvalue
