@@ -17,6 +17,7 @@ from tiny_training import make_trainer
 from nnunet_dhc.core.annotation_value import count_pair
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network.model_folder import find_model_folder
+from nnunet_dhc.nnunet.ranking import rank_cases as rank_module
 from nnunet_dhc.nnunet.ranking.rank_cases import CASE_FOLDER, PairPredictor, RankRequest, order_records, rank_cases
 from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes, oriented
 from nnunet_dhc.nnunet.ranking.rank_sources import StoreCases
@@ -99,7 +100,7 @@ def test_own_unlabeled_cases_and_resuming(trained, tmp_path, monkeypatch):
         patch.setattr(PairPredictor, "logits", dying)
         with pytest.raises(KeyboardInterrupt):
             rank(out)
-    kept = sorted(path.name for path in (out / CASE_FOLDER).iterdir())
+    kept = sorted(path.name for path in (out / CASE_FOLDER).glob("case_*"))
     assert kept == ["case_4.json", "case_4.npz", "case_5.json", "case_5.npz"]
     monkeypatch.setattr(PairPredictor, "logits", lambda self, image: predicted.append(1) or original(self, image))
     first = rank(out, budget=2)
@@ -204,6 +205,29 @@ def test_damaged_checkpoint_and_empty_folder(trained, tmp_path):
     path = model_folder(trained) / "fold_0" / "checkpoint_final.pth"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="can't be loaded"):
+        rank(tmp_path / "out")
+
+
+def test_two_rankings_into_one_folder_are_refused(trained, tmp_path):
+    """One would remove what the other is writing."""
+    with rank_module._only_ranking(tmp_path / "out" / CASE_FOLDER):
+        with pytest.raises(UserError, match="another ranking is writing to"):
+            rank(tmp_path / "out")
+
+
+def test_scans_that_go_away_are_no_full_disk(trained, tmp_path, monkeypatch):
+    def gone(*_):
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(StoreCases, "load", gone)
+    with pytest.raises(UserError, match=r"can't be read \(Transport endpoint is not connected\)"):
+        rank(tmp_path / "out")
+
+
+def test_preprocessed_data_that_are_gone_are_named(trained, tmp_path):
+    for path in (trained.preprocessed / "nnUNetPlans_3d_fullres").glob("*.b2nd"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"holds no preprocessed cases, .*rank a folder of scans with -i"):
         rank(tmp_path / "out")
 
 

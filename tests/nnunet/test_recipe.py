@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
+from tiny_data import TINY_PLANS
 
 from nnunet_dhc.cli.main import main
 from nnunet_dhc.errors import UserError
@@ -128,6 +130,22 @@ def test_configure_writes_plans_under_a_new_identifier(tiny_dataset, capsys):
     assert main([*arguments, "--set", "lambda_max=0.3"]) == 2  # never over an existing file
     assert "exists" in capsys.readouterr().err
     assert main([*arguments, "--overwrite", "--set", "lambda_max=0.3"]) == 0
+
+
+def test_architecture_of_b_in_one_configuration_leaves_that_of_another(tiny_dataset):
+    plans = tiny_dataset.plans_content()
+    plans["configurations"]["3d_lowres"] = plans["configurations"]["3d_fullres"]
+    for name, features in ((TINY_PLANS, None), ("Wide", [16, 32])):
+        changed = deepcopy({**plans, "plans_name": name})
+        if features:
+            for configuration in ("3d_fullres", "3d_lowres"):
+                changed["configurations"][configuration]["architecture"]["arch_kwargs"]["features_per_stage"] = features
+        (tiny_dataset.preprocessed / f"{name}.json").write_text(json.dumps(changed))
+    arguments = ["configure", "-d", "999", "--architecture-b-from", "Wide"]
+    assert main([*arguments, "-p", TINY_PLANS, "-o", "One", "-c", "3d_fullres"]) == 0
+    assert main([*arguments, "-p", "One", "-o", "Both", "-c", "3d_lowres"]) == 0
+    of_b = json.loads((tiny_dataset.preprocessed / "Both.json").read_text())["nnunet_dhc"]["architecture_b"]
+    assert sorted(of_b) == ["3d_fullres", "3d_lowres"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_data import TINY_PLANS, TinyDataset, make_scan
-from tiny_training import make_trainer, resumed
+from tiny_training import files_up_to, make_trainer, resumed
 
 from nnunet_dhc.cli.main import main
 from nnunet_dhc.errors import UserError
@@ -201,11 +201,18 @@ def test_best_is_decided_over_all_folds_and_remembered(trained, tmp_path, monkey
     assert [sidecar["network"] for sidecar in sidecars] == ["A", "B", "A"]
     assert sidecars[1]["asked_for"] == "best"
     assert sidecars[2]["validation_dice"] == pytest.approx({"A": 1.3 / 3, "B": 2 / 3})
+    # a reference that was corrected since is compared again, and nothing old is stated
+    reference = trained.preprocessed / "gt_segmentations" / "case_0.nii.gz"
+    os.utime(reference, ns=(0, 0))
+    export_model(request("A"), tmp_path / "a corrected", CPU)
+    assert json.loads((tmp_path / "a corrected" / export_module.SIDECAR).read_text())["validation_dice"] is None
+    export_model(request("best"), tmp_path / "corrected", CPU)
+    assert predicted[6:] == [(1, "A", "case_0"), (1, "B", "case_0")]
     # another checkpoint under the same name is predicted again
     checkpoint = model_path(trained) / "fold_0" / "checkpoint_final.pth"
     torch.save({**torch.load(checkpoint, weights_only=False), "current_epoch": 7}, checkpoint)
     export_model(request("best"), tmp_path / "again", CPU)
-    assert len(predicted) == 10
+    assert len(predicted) == 12
 
 
 def test_stopped_measurement_goes_on(trained, monkeypatch):
@@ -244,6 +251,19 @@ def test_refused(trained, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         export_model(request(**changes), tmp_path / "model", CPU)
     assert not (tmp_path / "model").exists()
+
+
+def test_data_that_are_gone_are_named(trained, tmp_path):
+    """The folder with what nnU-Net keeps beside the images is still there."""
+    for path in (trained.preprocessed / "nnUNetPlans_3d_fullres").glob("*.b2nd"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"holds no preprocessed cases, .*bring the preprocessed data back"):
+        export_model(request("best"), tmp_path / "model", CPU)
+
+
+def test_the_command_it_prints_can_be_run(trained, tmp_path, capsys):
+    export_model(request(), tmp_path / "my model", CPU)
+    assert f"-m '{tmp_path}/my model' -f 0 1\n" in capsys.readouterr().out
 
 
 def test_never_over_an_existing_folder(trained, tmp_path):
@@ -288,11 +308,7 @@ def test_network_of_another_architecture_is_refused(trained, tmp_path):
         export_model(request("A"), tmp_path / "c", CPU)
 
 
-def test_full_disk_leaves_nothing(trained, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(export_module.torch, "save", full)
-    with pytest.raises(UserError, match="No space left on device"):
+def test_full_disk_leaves_nothing(trained, tmp_path):
+    with files_up_to(20_000), pytest.raises(UserError, match=r"model can't be written .*free space"):
         export_model(request(), tmp_path / "model", CPU)
     assert not (tmp_path / "model").exists() and not list(tmp_path.glob(".writing-*"))

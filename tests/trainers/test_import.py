@@ -11,7 +11,7 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_data import TINY_PLANS
-from tiny_training import make_trainer
+from tiny_training import files_up_to, make_trainer
 
 from nnunet_dhc.cli.main import main
 from nnunet_dhc.errors import UserError
@@ -132,6 +132,13 @@ def test_other_architecture_is_refused_by_the_first_key(tiny_dataset, stock, tmp
     torch.save(state, path)
     with pytest.raises(UserError, match=r"decoder.stages.0.convs.0.conv.weight is not in the file"):
         import_weights(request(path, "B"), tmp_path / "pair.pth")
+    assert not (tmp_path / "pair.pth").exists() and not list(tmp_path.glob(".writing-*"))
+
+
+def test_full_disk_leaves_nothing(tiny_dataset, stock, tmp_path):
+    _, path = stock
+    with files_up_to(20_000), pytest.raises(UserError, match=r"pair\.pth can't be written .*free space"):
+        import_weights(request(path, "A"), tmp_path / "pair.pth")
     assert not (tmp_path / "pair.pth").exists() and not list(tmp_path.glob(".writing-*"))
 
 

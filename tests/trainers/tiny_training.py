@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_data import TinyDataset
 
@@ -51,6 +54,18 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 def differs(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return any(not torch.equal(first[name], second[name]) for name in first)
+
+
+@contextmanager
+def files_up_to(num_bytes: int) -> Iterator[None]:
+    """No file gets larger, as on a full disk: writing ends with an OSError in Python, otherwise in torch's writer."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def log_lines(trainer) -> list[dict]:

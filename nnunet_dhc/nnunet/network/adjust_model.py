@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash
 from nnunet_dhc.nnunet.network.predictor import trained_predictor
 from nnunet_dhc.nnunet.network.validation_cases import ValidationCases
 from nnunet_dhc.nnunet.splits.fold_cases import counted
+from nnunet_dhc.nnunet.training.checkpoint import checkpoint_bytes
 from nnunet_dhc.nnunet.training.objective import class_names
 from nnunet_dhc.nnunet.training.run_record import installed_versions
 
@@ -91,9 +91,8 @@ def adjust_model(
     found = _choose(names, list(zip(*reduced, strict=True)))
     source = model.checkpoint(fold, checkpoint_name)
     checkpoint = torch.load(source, map_location="cpu", weights_only=False, mmap=True)
-    buffer = io.BytesIO()
-    torch.save(shifted(checkpoint, biases, found.helps * found.offsets), buffer)
-    _write(model.checkpoint(fold, ADJUSTED), buffer.getvalue())
+    content = checkpoint_bytes(shifted(checkpoint, biases, found.helps * found.offsets))
+    _write(model.checkpoint(fold, ADJUSTED), content)
     report = _report(found, cases.identifiers, checkpoint_name, file_hash(source))
     replace_json(model.fold_folder(fold) / REPORT, report)
     return found
@@ -133,7 +132,8 @@ def adjust_folds(
         say(f"{model.checkpoint(fold, ADJUSTED)} written{useless}")
     say(
         f"Predict with: nnUNetv2_predict -d {shlex.quote(model.dataset)} -c {model.configuration} -tr {model.trainer} "
-        f"-p {model.plans_identifier} -f {' '.join(map(str, folds))} -chk {ADJUSTED} -i IMAGES -o OUT"
+        f"-p {model.plans_identifier} -f {' '.join(map(str, folds))} -chk {ADJUSTED} "
+        f"-i IMAGES -o OUT{model.option_of_previous_stage}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder
 from nnunet_dhc.nnunet.network.sub_network_dice import NETWORKS, SubNetworkDice, mean_foreground_dice
 from nnunet_dhc.nnunet.splits.strict_plans import STATISTICS_KEY
-from nnunet_dhc.nnunet.training.checkpoint import STATE_KEY, read_checkpoint
+from nnunet_dhc.nnunet.training.checkpoint import STATE_KEY, checkpoint_bytes, read_checkpoint
 from nnunet_dhc.nnunet.training.recipe import PLANS_KEY
 from nnunet_dhc.nnunet.training.run_record import content_hash, installed_versions
 
@@ -98,7 +99,8 @@ def export_model(
     folds = " ".join(map(str, request.folds))
     say(
         f"{output}: sub-network {network} of {len(sources)} fold(s) as a stock nnU-Net model. Predict with "
-        f"nnUNetv2_predict_from_modelfolder -i IMAGES -o OUT -m {output} -f {folds}"
+        f"nnUNetv2_predict_from_modelfolder -i IMAGES -o OUT -m {shlex.quote(str(output))} "
+        f"-f {folds}{model.option_of_previous_stage}"
         + ("" if request.checkpoint_name == "checkpoint_final.pth" else f" -chk {request.checkpoint_name}")
     )
     return output
@@ -216,10 +218,7 @@ def _write_folder(
             )
         target = folder / f"fold_{fold}" / request.checkpoint_name
         target.parent.mkdir()
-        with open(target, "wb") as file:
-            torch.save(stock, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_and_sync(target, checkpoint_bytes(stock))
         sources.append(
             {
                 "fold": fold,

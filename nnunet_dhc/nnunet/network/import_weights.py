@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import sync_folder, temporary_path
+from nnunet_dhc.nnunet.atomic_files import sync_folder, temporary_path, write_and_sync
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
 from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, initialize_sub_networks
 from nnunet_dhc.nnunet.network.model_folder import file_hash
 from nnunet_dhc.nnunet.training import seeding
-from nnunet_dhc.nnunet.training.checkpoint import STATE_KEY
+from nnunet_dhc.nnunet.training.checkpoint import STATE_KEY, checkpoint_bytes
 from nnunet_dhc.nnunet.training.recipe import recipe_from_plans
 from nnunet_dhc.nnunet.training.run_record import installed_versions
 
@@ -76,7 +77,7 @@ def import_weights(request: ImportRequest, output: str | os.PathLike, say: Calla
     _save(output, pair, request)
     say(
         f"{output}: use it with nnUNetv2_train {request.dataset} {request.configuration} FOLD -tr {request.trainer} "
-        f"-p {request.plans_identifier} -pretrained_weights {output}"
+        f"-p {request.plans_identifier} -pretrained_weights {shlex.quote(str(output))}"
     )
     return output
 
@@ -182,13 +183,12 @@ def _save(output: Path, pair: CoTrainedPair, request: ImportRequest) -> None:
     partial = temporary_path(output.absolute().parent, ".pth")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_and_sync(partial, checkpoint_bytes(content))
         os.rename(partial, output)
     except OSError as error:
-        raise UserError(f"{output} can't be written ({error.strerror or error})") from error
+        raise UserError(
+            f"{output} can't be written ({error.strerror or error}): free space or choose another -o"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(output.absolute().parent)

@@ -45,6 +45,12 @@ class ModelFolder:
     def checkpoint(self, fold: int | str, name: str) -> Path:
         return self.fold_folder(fold) / name
 
+    @property
+    def option_of_previous_stage(self) -> str:
+        """What a command that predicts needs further, where the model is the second stage of a cascade."""
+        _, configuration = self.managers()
+        return "" if configuration.previous_stage_name is None else " -prev_stage_predictions FOLDER"
+
     def require_checkpoints(self, folds: Sequence[int | str], name: str) -> None:
         """Refuse if a fold has no such checkpoint.
 

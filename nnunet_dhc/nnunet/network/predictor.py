@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickle
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,9 @@ def trained_predictor(
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             predictor.initialize_from_trained_model_folder(os.fspath(model), tuple(folds), checkpoint_name)
-    except (RuntimeError, KeyError, EOFError, OSError) as error:
+    except UserError:
+        raise
+    except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{model} has a {checkpoint_name} of fold {', '.join(map(str, folds))} that can't be loaded ({reason}): "

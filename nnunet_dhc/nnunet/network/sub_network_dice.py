@@ -16,6 +16,7 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tqdm import tqdm
 
+from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash
 from nnunet_dhc.nnunet.network.predictor import new_predictor, pair_of, trained_predictor
@@ -54,9 +55,14 @@ class SubNetworkDice:
         self.cache = model.fold_folder(fold) / CACHE_FILE
 
     def remembered(self) -> dict[str, dict[str, CaseDice]] | None:
-        """Dice by network and case if all was predicted before with this very checkpoint, else None."""
-        content = self._read()
-        return content["cases"] if content.get("complete") else None
+        """Dice by network and case if all was predicted before, of this checkpoint and these references, else None."""
+        try:
+            validation = self._validation_cases()
+        except UserError:  # the data are gone
+            return None
+        cases = self._read(validation)["cases"]
+        known = all(case in cases[name] for name in NETWORKS for case in validation.identifiers)
+        return cases if known else None
 
     def measure(self, device: torch.device, show_progress: bool = True) -> dict[str, dict[str, CaseDice]]:
         """Predict what is not remembered yet; a stopped run goes on where it stopped.
@@ -64,25 +70,21 @@ class SubNetworkDice:
         Raises:
             UserError: The validation cases or their references are not there.
         """
-        content = self._read() or {
-            "checkpoint": self._identity(),
-            "complete": False,
-            "cases": {name: {} for name in NETWORKS},
-        }
+        validation = self._validation_cases()
+        content = self._read(validation)
         cases = content["cases"]
-        validation = ValidationCases(
-            self.model, self.fold, "bring the preprocessed data back, or choose with -net A or -net B"
-        )
         todo = [(name, case) for name in NETWORKS for case in validation.identifiers if case not in cases[name]]
         if todo:
             predictors = _predictors(self.model, self.fold, self.checkpoint_name, device)
             for name, case in tqdm(todo, desc=f"Fold {self.fold}: A and B alone", disable=not show_progress):
                 cases[name][case] = _dice(validation, predictors[name], case)
                 replace_json(self.cache, content)
-        if not content["complete"]:
-            content["complete"] = True
-            replace_json(self.cache, content)
         return cases
+
+    def _validation_cases(self) -> ValidationCases:
+        return ValidationCases(
+            self.model, self.fold, "bring the preprocessed data back, or choose with -net A or -net B"
+        )
 
     def _identity(self) -> dict[str, str]:
         return {
@@ -90,12 +92,23 @@ class SubNetworkDice:
             "sha256": file_hash(self.model.checkpoint(self.fold, self.checkpoint_name)),
         }
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, validation: ValidationCases) -> dict[str, Any]:
+        """What is remembered of this checkpoint and of validation cases that are as they were then."""
+        sources = {case: validation.source(case) for case in validation.identifiers}
         try:
             content = json.loads(self.cache.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return {}
-        return content if content.get("checkpoint") == self._identity() else {}
+            content = {}
+        known = content["cases"] if content.get("checkpoint") == self._identity() else {}
+        unchanged = {case for case, source in sources.items() if content.get("sources", {}).get(case) == source}
+        return {
+            "checkpoint": self._identity(),
+            "sources": sources,
+            "cases": {
+                name: {case: dice for case, dice in known.get(name, {}).items() if case in unchanged}
+                for name in NETWORKS
+            },
+        }
 
 
 def _dice(cases: ValidationCases, predictor: nnUNetPredictor, identifier: str) -> CaseDice:

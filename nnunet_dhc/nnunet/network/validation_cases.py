@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor
 
@@ -17,7 +16,8 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, read_fold_cases
-from nnunet_dhc.nnunet.splits.preprocessed_cases import preprocessed_cases
+from nnunet_dhc.nnunet.splits.preprocessed_cases import dataset_class_of, preprocessed_cases
+from nnunet_dhc.nnunet.splits.remembered_cases import Source, source_of
 from nnunet_dhc.nnunet.splits.stale_preprocessing import preprocessed_otherwise
 from nnunet_dhc.nnunet.training.run_record import RunRecord
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import preprocessing_hash
@@ -50,12 +50,12 @@ class ValidationCases:
         self.dataset_json = model.dataset_json
         self.label_manager = self.plans_manager.get_label_manager(self.dataset_json)
         base = locate_dataset(model.dataset).preprocessed
-        folder = base / self.configuration_manager.data_identifier
+        folder = self.folder = base / self.configuration_manager.data_identifier
         self.references = base / "gt_segmentations"
         for needed in (folder, self.references):
             if not needed.is_dir():
                 raise UserError(f"{needed} is not there, and the validation cases are to be predicted: {remedy}")
-        dataset_class = infer_dataset_class(str(folder))
+        dataset_class = dataset_class_of(folder, remedy)
         known = dataset_class.get_identifiers(str(folder))
         self.identifiers = sorted(read_fold_cases(base, known, fold).validation)
         recorded = RunRecord(model.fold_folder(fold)).cases
@@ -82,6 +82,12 @@ class ValidationCases:
                 f"{stale} than the model in {model.path} was trained with: train again, or preprocess with the plans "
                 "of that model"
             )
+
+    def source(self, case: str) -> Source:
+        """What the case is known by: its reference and its preprocessed image."""
+        ending = self.dataset_json["file_ending"]
+        images = [path for end in (".b2nd", ".npz") if (path := self.folder / f"{case}{end}").is_file()]
+        return source_of([self.references / f"{case}{ending}", *images])
 
     def load(self, case: str) -> PreprocessedCase:
         """As nnU-Net's final validation gives it to the network."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 from tqdm import tqdm
 
@@ -38,6 +40,7 @@ from nnunet_dhc.nnunet.unlabeled.case_preprocessing import is_2d_dataset
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import file_stem
 
 CASE_FOLDER = ".cases"
+_LOCK = ".ranking.lock"
 _CASE_FORMAT = 2  # raise it when a record is made differently
 
 
@@ -151,7 +154,8 @@ def rank_cases(
         source = FolderCases(model, Path(request.images))
     hashes = [file_hash(model.checkpoint(fold, request.checkpoint_name)) for fold in request.folds]
     try:
-        records = _records(predictor, source, output / CASE_FOLDER, hashes, with_pictures, show_progress)
+        with _only_ranking(output / CASE_FOLDER):
+            records = _records(predictor, source, output / CASE_FOLDER, hashes, with_pictures, show_progress)
     except OSError as error:
         raise UserError(
             f"{output} can't be written to ({error.strerror or error}): scans done so far are kept; free space or "
@@ -168,6 +172,27 @@ def rank_cases(
     ranking["source"] = source.description
     ranking["left_out"] = [{"case": case, "reason": reason} for case, reason in sorted(source.left_out.items())]
     return ranking
+
+
+@contextmanager
+def _only_ranking(folder: Path) -> Iterator[None]:
+    """Hold the folder: another ranking would take away what this one is writing, and put its own in its place.
+
+    Raises:
+        UserError: Another ranking holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another ranking is writing to {folder.parent}: wait for it, or choose another -o"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def order_records(
@@ -239,7 +264,6 @@ def _records(
     predictor: PairPredictor, source: CaseSource, folder: Path, hashes: list[str], with_pictures: bool,
     show_progress: bool
 ) -> dict[str, dict[str, Any]]:
-    folder.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(folder)
     records, todo = {}, []
     common = [_CASE_FORMAT, hashes, predictor.predictor.use_mirroring]
@@ -256,6 +280,11 @@ def _records(
         except LeftOut as reason:
             source.left_out[case] = str(reason)
             continue
+        except OSError as error:
+            raise UserError(
+                f"{case} can't be read ({error.strerror or error}): scans done so far are kept; bring the folder of "
+                "the scans back, or take the scan out, and run again"
+            ) from error
         logits = predictor.logits(image)
         record = {"made_from": identity, "case": case, **case_record(predictor, logits, properties)}
         if with_pictures:

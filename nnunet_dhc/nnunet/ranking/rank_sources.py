@@ -11,13 +11,13 @@ from typing import Any
 
 import blosc2
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder
 from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
+from nnunet_dhc.nnunet.splits.preprocessed_cases import dataset_class_of
 from nnunet_dhc.nnunet.training.run_record import RunRecord
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob, CaseResult, CaseTask, preprocessed_arrays
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, list_image_folder
@@ -69,13 +69,11 @@ class StoreCases(CaseSource):
         _, configuration = model.managers()
         base = locate_dataset(model.dataset).preprocessed
         labeled_folder = base / configuration.data_identifier
+        remedy = "bring the preprocessed data back, or rank a folder of scans with -i"
         if not labeled_folder.is_dir():
-            raise UserError(
-                f"{labeled_folder} is not there, which says which cases have labels: bring the preprocessed data back, "
-                "or rank a folder of scans with -i"
-            )
+            raise UserError(f"{labeled_folder} is not there, which says which cases have labels: {remedy}")
         _refuse_other_plans(model, base)
-        known = infer_dataset_class(str(labeled_folder)).get_identifiers(str(labeled_folder))
+        known = dataset_class_of(labeled_folder, remedy).get_identifiers(str(labeled_folder))
         fold_cases = [read_fold_cases(base, known, fold) for fold in folds]
         pool = bring_store_up_to_date(
             model.plans, model.configuration, model.dataset_json, fold_cases, num_processes,

@@ -68,6 +68,24 @@ def preprocessed_cases(
     return {case: _from_json(content) for case, content in found.items()}
 
 
+def dataset_class_of(folder: str | Path, remedy: str) -> Any:
+    """nnU-Net's class that reads a preprocessed folder.
+
+    Args:
+        folder: nnU-Net's folder of preprocessed cases.
+        remedy: What the user can do where it is empty; ends the message.
+
+    Raises:
+        UserError: There are no preprocessed cases, or files of several formats.
+    """
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    try:
+        return infer_dataset_class(str(folder))
+    except AssertionError:
+        raise UserError(f"{folder} holds no preprocessed cases, or some of several formats: {remedy}") from None
+
+
 def _read(job: tuple[str, str | None], case: str) -> tuple[str, dict[str, Any]]:
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 

@@ -172,7 +172,7 @@ def _predict(trainer: nnUNetTrainer, model: Path, folder: Path, stages: Stages) 
         os.replace(partial, folder / case_files(case)["image"])
         sync_folder(folder)
         with open(folder / MANIFEST, "a", encoding="utf-8") as file:
-            file.write(json.dumps([case, stages.made_from(case)]) + "\n")
+            file.write("\n" + json.dumps([case, stages.made_from(case)]))  # first the end of a line that a kill tore
 
 
 def predict_for_next_stage(

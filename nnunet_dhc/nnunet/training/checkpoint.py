@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ def save_extended(save_stock: Callable[[str], None], filename: str, state: dict[
             for leftover in (stock, extended):
                 if os.path.exists(leftover):
                     os.remove(leftover)
+
+
+def checkpoint_bytes(content: Mapping[str, Any]) -> bytes:
+    """What ``torch.save`` writes, for files written in one step: into a file, it says RuntimeError for a full disk."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def set_aside(folder: str, names: Iterable[str]) -> list[str]:

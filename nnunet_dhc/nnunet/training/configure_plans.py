@@ -78,7 +78,9 @@ def configure_plans(
         raise UserError(f"{target} exists; choose another -o or pass --overwrite")
     ours = {**settings_in(plans), **settings}
     if architecture_b_from:
-        ours["architecture_b"] = _architectures(plans, read_plans(folder, architecture_b_from), configurations)
+        of_others = ours.get("architecture_b") or {}
+        found = _architectures(plans, read_plans(folder, architecture_b_from), configurations)
+        ours["architecture_b"] = {**of_others, **found} if isinstance(of_others, Mapping) else found
     check_settings(ours, recipe, f"{target} for {trainer} (-tr names another trainer)")
     unknown = sorted(set(ours.get("architecture_b", {})) - set(plans["configurations"]))
     if unknown:

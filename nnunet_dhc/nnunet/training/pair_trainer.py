@@ -30,6 +30,7 @@ from nnunet_dhc.nnunet.network.cotrained_pair import (
 )
 from nnunet_dhc.nnunet.reliability.reliable_trainer import ReliableTrainer
 from nnunet_dhc.nnunet.splits.fold_cases import ensure_splits_file, read_fold_cases
+from nnunet_dhc.nnunet.splits.preprocessed_cases import dataset_class_of
 from nnunet_dhc.nnunet.training import seeding, torchrun
 from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint, save_extended, set_aside, share_content
 from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
@@ -183,9 +184,9 @@ class PairTrainer(ReliableTrainer):
             self.print_to_log_file(note)
 
     def _identifiers(self) -> list[str]:
-        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-
-        return infer_dataset_class(self.preprocessed_dataset_folder).get_identifiers(self.preprocessed_dataset_folder)
+        folder = self.preprocessed_dataset_folder
+        remedy = f"run {self._preprocess_command}, then continue with: {self._resume_command}"
+        return dataset_class_of(folder, remedy).get_identifiers(folder)
 
     def _fold_cases(self):
         return read_fold_cases(self.preprocessed_dataset_folder_base, self._identifiers(), self.fold)
