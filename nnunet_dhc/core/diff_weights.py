@@ -44,7 +44,8 @@ class DiffDW(ClassWeighting):
     d_i = ((du_i + 1e-8) / (dl_i + 1e-8))^alpha, raw_i = d_i * r_i, w = scale * raw / max_j raw_j
     ema:    du <- m du + (1 - m) unlearned, dl <- m dl + (1 - m) learned, r <- m r + (1 - m) (1 - dice),
             m = (tau - 1) / tau, from du = dl = 0 and r = 1
-    window: du, dl, r are the sums of unlearned, learned, 1 - dice over the last tau steps
+    window: du, dl, r are the sums of unlearned, learned, 1 - dice over the last tau steps; with absent="carry" over the
+            last tau in which the class was seen, so that a class weighs little until it has been seen so often
     unlearned and learned are those of `learning_speed`.
 
     Args:

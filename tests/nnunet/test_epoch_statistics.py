@@ -25,6 +25,7 @@ def test_dice_of_each_network_agreement_and_gap():
     statistics.add(logits_of(1, 1, 0, 0), logits_of(1, 0, 2, 0), target)
     values = statistics.read(across_ranks=False)
     assert values["dice_a"] == pytest.approx([1.0, 0.0], abs=1e-6)
+    assert values["dice_a"][1] == 0  # exactly: an alarm watches for it
     assert values["dice_b"] == pytest.approx([2 / 3, 1.0], abs=1e-6)
     # where they differ, the mean of the logits is a tie, and the first class wins: 1, 0, 0, 0
     assert values["dice_mean"] == pytest.approx([2 / 3, 0.0], abs=1e-6)

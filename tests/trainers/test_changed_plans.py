@@ -58,9 +58,12 @@ def test_another_network_is_refused(tiny_dataset, started):
         resumed(tiny_dataset, started)
 
 
-def test_another_class_weighting_is_refused(tiny_dataset, started):
-    with pytest.raises(UserError, match=r"can't be taken over \(this is no state of DiffDW.*train without --c"):
-        resumed(tiny_dataset, started, weighting_b="diffdw").on_train_start()
+@pytest.mark.parametrize("weighting", ["diffdw", "none", "crest"])
+def test_another_class_weighting_is_refused(tiny_dataset, started, weighting):
+    """Those that never update, or whose state looks alike, would keep the old weights."""
+    message = rf"can't be taken over \(weighting_b was distdw and is {weighting}\).*train without --c"
+    with pytest.raises(UserError, match=message):
+        resumed(tiny_dataset, started, weighting_b=weighting).on_train_start()
 
 
 def test_other_configurations_do_not_matter():

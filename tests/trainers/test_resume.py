@@ -85,6 +85,16 @@ def test_finished_run_needs_no_unlabeled_case_and_keeps_its_checkpoint(tiny_data
     assert not leftover.exists()
 
 
+def test_a_run_that_is_shortened_to_what_it_has_done_ends_with_its_final_checkpoint(tiny_dataset):
+    trainer = make_trainer(tiny_dataset, num_epochs=3)
+    stop_in_epoch(trainer, 2)
+    shorter = resumed(tiny_dataset, trainer, num_epochs=2)
+    shorter.run_training()
+    final = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
+    assert final["current_epoch"] == 2
+    assert_same(final["network_weights"], parameters(shorter))
+
+
 def test_a_new_training_in_the_folder_of_a_finished_one_is_what_continues(tiny_dataset):
     make_trainer(tiny_dataset).run_training()
     killed = make_trainer(tiny_dataset, **SETTINGS)

@@ -335,6 +335,22 @@ def test_a_gradient_that_overflows_changes_no_weight(tiny_dataset):
     assert trainer.statistics.read()["skipped_steps"] == 1
 
 
+def test_with_amp_a_loss_that_is_not_finite_changes_no_weight_though_its_gradient_is(tiny_dataset, monkeypatch):
+    """One logit that overflows has a gradient of 0 or 1."""
+    trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=3)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    stock, before = trainer.step_mode.gradients, parameters(trainer)
+    for non_finite, changes in ((1.0, False), (0.0, True)):
+        monkeypatch.setattr(trainer.step_mode, "gradients", lambda *arguments, _value=non_finite: replace(
+            stock(*arguments), non_finite=torch.tensor(_value)))
+        trainer.train_step(next(trainer.dataloader_train))
+        assert differs(before, parameters(trainer)) == changes
+    assert trainer.statistics.read()["skipped_steps"] == 1
+
+
 def test_many_non_finite_gradients_end_the_run_too(tiny_dataset, monkeypatch):
     trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=9, max_non_finite_steps=3)
     monkeypatch.setattr(trainer, "_clip_gradients", lambda: torch.tensor([1.0, float("nan")]))

@@ -83,6 +83,12 @@ class TrainingStatistics:
         }
 
 
+def _dice(true_positives: Tensor, predicted: Tensor, labeled: Tensor) -> Tensor:
+    """``hard_dice``, but 0 where nothing is hit: there it is some 1e-11, and what watches for 0 would never see it."""
+    dice = hard_dice(true_positives, predicted, labeled)
+    return torch.where((true_positives == 0) & (predicted + labeled > 0), 0.0, dice).cpu()
+
+
 class ValidationStatistics:
     """Hard Dice of A, of B and of their mean, and how far A and B are apart, on an epoch's validation patches."""
 
@@ -122,7 +128,7 @@ class ValidationStatistics:
             self._overlaps = {name: sum_across_ranks(overlap) for name, overlap in self._overlaps.items()}
             self._logit_gap = sum_across_ranks(self._logit_gap)
         values: dict[str, Any] = {
-            f"dice_{name}": hard_dice(*self._overlaps[name]).cpu()[1:].tolist() for name in ("a", "b", "mean")
+            f"dice_{name}": _dice(*self._overlaps[name])[1:].tolist() for name in ("a", "b", "mean")
         }
         both, predicted_a, predicted_b = (n[1:].sum().item() for n in self._overlaps["agreement"])
         foreground = predicted_a + predicted_b

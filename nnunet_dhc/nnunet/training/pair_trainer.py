@@ -267,6 +267,9 @@ class PairTrainer(ReliableTrainer):
     def _load_states(self, state: dict) -> None:
         try:
             for name, weighting in self._weightings.items():
+                before, now = state["recipe"].get(name), getattr(self.recipe, name)
+                if before not in (None, now):  # several weightings have states of the same form
+                    raise ValueError(f"{name} was {before} and is {now}")
                 weighting.load_state_dict(state[name])
             self.monitor.load_state_dict(state["monitor"])
         except ValueError as error:
@@ -308,7 +311,8 @@ class PairTrainer(ReliableTrainer):
             refuse_trained_validation_cases(validation, self.files.record, self._resume_command)
 
     def run_training(self):
-        if self.current_epoch >= self.num_epochs:
+        is_final = os.path.isfile(self.files.path("checkpoint_final.pth"))  # not where num_epochs was lowered since
+        if self.current_epoch >= self.num_epochs and is_final:
             self.print_to_log_file(f"This training is finished ({self.num_epochs} epochs); nothing to continue.")
             self.remove_leftovers()
             return
@@ -376,11 +380,11 @@ class PairTrainer(ReliableTrainer):
         inputs = StepInputs(images, targets, unsupervised, loss_weight, measures_shares, paste_masks=paste_masks)
         self.optimizer.zero_grad(set_to_none=True)
         outcome = self.step_mode.gradients(self, inputs)
-        norms = self._clip_gradients()
+        *losses, empty, norm, skipped = self._read(outcome, self._clip_gradients())
         if self.grad_scaler is not None:
-            self.grad_scaler.step(self.optimizer)  # skips the step of both when any gradient is not finite
+            if skipped == 0:
+                self.grad_scaler.step(self.optimizer)  # skips the step of both when any gradient is not finite
             self.grad_scaler.update()
-        *losses, empty, norm, skipped = self._read(outcome, norms)
         useful = skipped == 0 and np.isfinite(norm)
         overflow = skipped == 0 and not useful and self.grad_scaler is not None
         finite = useful or overflow
