@@ -108,6 +108,6 @@ def _write_volume(array: np.ndarray, spacing_mm: Iterable[float], path: Path) ->
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

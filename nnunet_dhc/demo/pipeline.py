@@ -167,7 +167,7 @@ class _Dataset:
 
 def _has_unlabeled(split: Path) -> bool:
     try:
-        return any(fold.get("unlabeled") for fold in json.loads(split.read_text()))
+        return any(fold.get("unlabeled") for fold in json.loads(split.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 

@@ -36,7 +36,7 @@ class Steps:
         self._done: dict[str, str] = {}
         if self._state_file.is_file():
             try:
-                self._done = json.loads(self._state_file.read_text())
+                self._done = json.loads(self._state_file.read_text(encoding="utf-8"))
             except ValueError:
                 pass  # torn by a full disk: every step runs again, and each continues by itself
 

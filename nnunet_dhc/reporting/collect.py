@@ -340,7 +340,7 @@ def _optional_folder(variable: str, name: str) -> Path | None:
 
 def _splits(preprocessed: Path | None) -> list[dict[str, Any]]:
     try:
-        content = json.loads((preprocessed / "splits_final.json").read_text()) if preprocessed else []
+        content = json.loads((preprocessed / "splits_final.json").read_text(encoding="utf-8")) if preprocessed else []
     except (OSError, json.JSONDecodeError):
         return []
     return content if isinstance(content, list) else []
@@ -348,7 +348,7 @@ def _splits(preprocessed: Path | None) -> list[dict[str, Any]]:
 
 def _content_hash(path: Path, without: Sequence[str] = ()) -> str | None:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         content = {key: value for key, value in content.items() if key not in without}
     except (OSError, json.JSONDecodeError, AttributeError):
         return None

@@ -99,7 +99,7 @@ class _Cache:
         self.scores: dict[str, Scores] = {}
         if self.path is not None and self.path.is_file():
             try:
-                self.scores = json.loads(self.path.read_text())
+                self.scores = json.loads(self.path.read_text(encoding="utf-8"))
             except json.JSONDecodeError:
                 self.scores = {}
 

@@ -145,5 +145,5 @@ def _tiff_spacing(path: Path) -> tuple[float, ...] | None:
     for name in (stem, stem.rsplit("_", 1)[0]):
         sidecar = path.with_name(f"{name}.json")
         if sidecar.is_file():
-            return tuple(float(value) for value in json.loads(sidecar.read_text())["spacing"])
+            return tuple(float(value) for value in json.loads(sidecar.read_text(encoding="utf-8"))["spacing"])
     return None

@@ -210,7 +210,7 @@ def _versions(debug: dict[str, Any]) -> dict[str, str] | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -219,7 +219,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     """Whole lines only: a running training may be writing the last one."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError:
         return []
     lines = []

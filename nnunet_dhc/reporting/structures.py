@@ -59,7 +59,7 @@ def label_space(dataset_json: dict[str, Any]) -> LabelSpace:
 def read_dataset_json(path: Path) -> dict[str, Any]:
     """``dataset.json`` with the keys that reporting needs."""
     try:
-        content: Any = json.loads(path.read_text())
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the dataset.json of the dataset with -djfile.") from None
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -233,6 +234,40 @@ def test_plans_that_a_training_would_refuse(tiny_dataset, content, text):
     (tiny_dataset.preprocessed / "nnUNetPlansOther.json").write_text(content)
     finding, = _broken(check_dataset(tiny_dataset.dataset_id))
     assert finding.subject == "plans nnUNetPlansOther" and text in finding.text
+
+
+def test_preprocessing_that_has_only_begun(tiny_dataset):
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    texts = {finding.subject: finding.text for finding in _broken(check_dataset(tiny_dataset.dataset_id))}
+    assert "not preprocessed" in texts["plans nnUNetPlansTiny"]
+
+
+def test_a_node_without_raw_data(tiny_dataset, monkeypatch):
+    """What is preprocessed counts; ``gt_segmentations`` keeps cases that were removed from the dataset."""
+    assert main(["preprocess", "-d", "999", "-c", "3d_fullres", "-p", "nnUNetPlansTiny"]) == 0
+    labeled = tiny_dataset.labeled
+    tiny_dataset.write_split([{"train": labeled[:2], "val": labeled[2:3]}])
+    folder = tiny_dataset.preprocessed / "gt_segmentations"
+    shutil.copy(folder / "case_0.nii.gz", folder / "removed.nii.gz")
+    monkeypatch.delenv("nnUNet_raw")
+    findings = check_dataset("999")
+    assert not _broken(findings)
+    text = "\n".join(map(str, findings))
+    assert "3 of its scans are preprocessed" in text
+    assert "fold 0: 2 labeled, 3 unlabeled, 1 validation cases" in text
+
+
+def test_images_that_lie_elsewhere_and_are_gone(tiny_dataset):
+    cases = {case: {"images": [f"imagesTr/{case}_0000.nii.gz"], "label": f"labelsTr/{case}.nii.gz"}
+             for case in tiny_dataset.labeled}
+    for gone in ({"images": ["/mnt/gone/a.nii.gz"]}, {"label": "/mnt/gone/a.nii.gz"}):
+        listed = {**cases, "case_1": {**cases["case_1"], **gone}}
+        content = {**tiny_dataset.dataset_json, "dataset": listed}
+        (tiny_dataset.raw / "dataset.json").write_text(json.dumps(content))
+        finding = next(finding for finding in _broken(check_dataset("999")) if finding.subject == "raw data")
+        assert finding.text.startswith("/mnt/gone/a.nii.gz, which dataset.json lists") and "mv" not in finding.remedy
 
 
 def test_labeled_cases_that_are_not_preprocessed(tiny_dataset):

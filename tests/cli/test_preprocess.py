@@ -60,6 +60,17 @@ def test_works_before_nnunet_has_preprocessed(tiny_dataset):
     assert len(manifest(tiny_dataset)) == 3
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_a_file_that_nnunet_does_not_know_among_preprocessed_ones(tiny_dataset, capsys, others):
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres"
+    if not others:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    (folder / ".DS_Store").touch()
+    assert run("-c", "3d_fullres") == 2
+    assert "files of another kind, too: delete it" in capsys.readouterr().err
+
+
 def test_skip_bad(tiny_dataset, capsys):
     write_image(tiny_dataset.images_un / "zero_0000.nii.gz", np.zeros((28, 26, 24), np.int16))
     assert run("-c", "3d_fullres") == 2

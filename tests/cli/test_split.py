@@ -161,6 +161,17 @@ def test_keep_divides_existing_folds(dataset):
     assert set(fold["train"]) < set(again["train"])
 
 
+@pytest.mark.parametrize(("content", "message"), [
+    ([], "must be a list with one"), ({}, "must be a list with one"), (["case_1"], "fold 0 of"),
+    ([{"train": [1, 2], "val": [3]}], '"train" must be a list of case identifiers'),
+])
+def test_keep_refuses_what_is_no_split(dataset, capsys, content, message):
+    _file(dataset).parent.mkdir()
+    _file(dataset).write_text(json.dumps(content))
+    assert _split("--labeled", "2", "--keep") == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_keep_leaves_cases_out_that_a_group_has_beside_the_fold(dataset, tmp_path):
     """case_3 is in no list of the file, for a test perhaps."""
     _file(dataset).parent.mkdir()
@@ -217,6 +228,7 @@ def test_bad_request_is_one_line(dataset, capsys, options, message):
     ("", "columns identifier,group"),
     ("identifier,group\nnobody,1\n", "nobody"),
     ("identifier,group\ncase_1,1\ncase_1,2\n", "twice"),
+    ("group,identifier\np1,case_1\np1\n", "line 3 names no case"),
 ])
 def test_bad_groups_file(dataset, capsys, content, message):
     path = dataset / "groups.csv"
@@ -274,8 +286,20 @@ def test_strict_plans_have_statistics_of_labeled_cases_only(dataset, capsys):
     (dataset / "raw" / "Dataset701_Split" / "imagesTr" / f"{fold['train'][0]}_0000.nii.gz").write_bytes(b"no image")
     assert _split("--labeled", "2", "--folds", "2", "--strict") == 2  # the first fold's would have been made
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"{fold['train'][0]}_0000.nii.gz or its label" in error and "can't be read" in error
+    assert f"{fold['train'][0]}_0000.nii.gz is no readable NIfTI file" in error
     assert {path.name: path.read_bytes() for path in _file(dataset).parent.glob("*.json")} == before
+
+
+def test_strict_plans_are_not_made_from_a_truncated_image(dataset, capsys):
+    """ITK would read zeros where the file ends."""
+    plans = {"plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
+             "configurations": {"2d": {"normalization_schemes": ["CTNormalization"]}}}
+    _file(dataset).parent.mkdir()
+    (_file(dataset).parent / "nnUNetPlans.json").write_text(json.dumps(plans))
+    for path in (dataset / "raw" / "Dataset701_Split" / "imagesTr").iterdir():
+        path.write_bytes(path.read_bytes()[:-20])
+    assert _split("--labeled", "2", "--strict") == 2
+    assert "_0000.nii.gz is truncated" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_strict_plans_are_looked_for_in_a_dry_run(dataset, capsys):

@@ -229,6 +229,19 @@ def test_truncated_files_that_itk_reads_as_zeros(tmp_path, ending, keep):
         read_checked(SimpleITKIO(), [str(path)], 1, False, [])
 
 
+def test_single_slices_lie_along_the_axis_that_the_plans_put_first(tmp_path):
+    """A sagittal slice has its single layer along the last axis of the file."""
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    path = tmp_path / "a_0000.nii.gz"
+    write_image(path, make_scan(1)[0][:, :, 12:13])
+    assert read_checked(SimpleITKIO(), [str(path)], 1, True, [], slice_axis=2)[0].shape == (1, 28, 26, 1)
+    with pytest.raises(BadScan, match="is 2D"):
+        read_checked(SimpleITKIO(), [str(path)], 1, False, [], slice_axis=2)
+    with pytest.raises(BadScan, match="is 3D"):
+        read_checked(SimpleITKIO(), [str(path)], 1, True, [], slice_axis=0)
+
+
 def test_flipped_bits_in_a_compressed_file(tmp_path):
     path = tmp_path / "a.nii.gz"
     write_image(path, make_scan(1)[0])

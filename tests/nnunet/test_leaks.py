@@ -14,7 +14,7 @@ from tiny_data import make_scan, write_image
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
-from nnunet_dhc.nnunet.unlabeled import case_preprocessing
+from nnunet_dhc.nnunet.unlabeled import case_preprocessing, store_update
 
 
 def copy_case(dataset, case: str, name: str, folder: str = "imagesUn") -> None:
@@ -149,6 +149,21 @@ def test_labeled_images_that_are_gone_or_broken_are_noted(tiny_dataset):
     (tiny_dataset.raw / "imagesTs" / "bad_0000.nii.gz").write_text("broken")
     for _ in range(2):
         assert "2 of 6 labeled cases could not be compared" in update(tiny_dataset).notes[0]
+
+
+def test_a_labeled_image_that_was_away_once_is_compared_later(tiny_dataset, monkeypatch):
+    """Neither its size nor its time tells that it can be read again."""
+    copy_case(tiny_dataset, "case_0", "stranger")
+    with monkeypatch.context() as patch:
+        patch.setattr(case_preprocessing, "hash_case", hash_of_none)
+        patch.setattr(store_update, "hash_case", hash_of_none)
+        assert "could not be compared" in update(tiny_dataset).notes[0]
+    with pytest.raises(UserError, match="imagesUn/stranger = training case case_0"):
+        update(tiny_dataset)
+
+
+def hash_of_none(_, task):
+    return case_preprocessing.HashResult(task.key)
 
 
 def test_hashes_survive_the_raw_data(tiny_dataset, monkeypatch):

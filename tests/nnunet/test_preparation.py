@@ -16,6 +16,8 @@ from nnunet_dhc.warning_kinds import SHARED_STATISTICS
 def test_a_run_is_told_that_its_labeled_or_validation_cases_have_changed():
     data = TrainingData(FoldCases(("a", "b"), ("c",)), None, np.zeros(2), ())
     assert data.changes_since(data.fingerprint, data.by_role) is None
+    other_order = replace(data, cases=FoldCases(("b", "a"), ("c",)))
+    assert other_order.changes_since(data.fingerprint, data.by_role) is None
     for cases, differences in (
         (FoldCases(("a",), ("c",)), "(labeled now without b)"),
         (FoldCases(("a", "b"), ("d",)), "(validation now with d; validation now without c)"),

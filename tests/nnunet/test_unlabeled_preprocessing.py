@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -11,6 +12,7 @@ import time
 import blosc2
 import numpy as np
 import pytest
+import SimpleITK
 from bring_up_to_date import FOLD, SPLIT_FOLD, manifest_lines, store_folder, update
 from filelock import FileLock
 from tiny_data import make_scan, write_image
@@ -81,6 +83,19 @@ def test_a_touched_scan_is_read_but_not_preprocessed_again(tiny_dataset, monkeyp
     assert "same voxels" in messages[-1]
     assert files == {path: path.stat().st_mtime_ns for path in store_folder(tiny_dataset).glob("*.b2nd")}
     assert said(tiny_dataset)[1] == []
+
+
+def test_a_new_direction_alone_is_a_change(tiny_dataset):
+    """As when a header is repaired: what is said of the scan's axes, and its pictures, must follow."""
+    update(tiny_dataset)
+    path = tiny_dataset.images_un / "scan_0_0000.nii.gz"
+    image = SimpleITK.ReadImage(str(path))
+    image.SetDirection((-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))
+    SimpleITK.WriteImage(image, str(path))
+    pool, _ = said(tiny_dataset)
+    assert any("scan_0 (axes RAS, labeled ones LPS)" in note for note in pool.notes)
+    properties = json.loads((store_folder(tiny_dataset) / "scan_0.json").read_text())
+    assert properties["sitk_stuff"]["direction"][0] == -1
 
 
 def test_a_new_spacing_alone_is_a_change(tiny_dataset):

@@ -35,12 +35,32 @@ def check_dataset(dataset: str | int) -> list[Finding]:
         findings.append(Finding("broken", "plans", f"none in {places.preprocessed}",
                                 f"nnUNetv2_plan_and_preprocess -d {id_of(places.name)} -c 3d_fullres"))
     cases = identifiers
-    if places.raw is None:  # nnU-Net never takes a file out of gt_segmentations
-        ending, labels = dataset_json["file_ending"], places.preprocessed / "gt_segmentations"
-        cases = sorted(file.name.removesuffix(ending) for file in labels.glob(f"*{ending}"))
+    if places.raw is None:
+        cases = _cases_without_raw(places, dataset_json, plans)
     for name, content in plans.items():
         findings += _preprocessed(places, name, content, cases)
     return findings + _folds(places, cases, scans)
+
+
+def _cases_without_raw(
+    places: DatasetPlaces, dataset_json: dict[str, Any], plans: Mapping[str, dict[str, Any]]
+) -> list[str]:
+    """Cases of ``gt_segmentations`` that are preprocessed with any plans; all of them where none is.
+
+    nnU-Net never takes a file out of that folder, so it may have cases that were removed from the dataset since.
+    """
+    ending, labels = dataset_json["file_ending"], places.preprocessed / "gt_segmentations"
+    cases = sorted(file.name.removesuffix(ending) for file in labels.glob(f"*{ending}"))
+    folders = {places.preprocessed / plan["data_identifier"] for content in plans.values()
+               for plan in content["configurations"].values() if "data_identifier" in plan}
+    known = set().union(*(_labeled_in(folder) for folder in folders if folder.is_dir()))
+    return [case for case in cases if case in known] or cases
+
+
+def _labeled_in(folder: Path) -> set[str]:
+    """Cases that nnU-Net has preprocessed with their labels."""
+    names = [path.name for path in folder.iterdir()]
+    return {name.removesuffix(end) for end in ("_seg.b2nd", ".npz") for name in names if name.endswith(end)}
 
 
 def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Finding], list[str]]:
@@ -50,6 +70,15 @@ def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Find
     identifiers = training_identifiers(places.raw, dataset_json)
     labels = _labels_of(places.raw, identifiers, dataset_json)
     unlabeled = [case for case in identifiers if not labels[case].is_file()]
+    if "dataset" in dataset_json:
+        listed = {case: [labels[case], *(places.raw / os.path.expandvars(image)
+                                         for image in dataset_json["dataset"][case]["images"])]
+                  for case in identifiers}
+        gone = [path for paths in listed.values() for path in paths if not path.is_file()]
+        if gone:
+            return [Finding("broken", "raw data", f'{gone[0]}, which dataset.json lists under "dataset", is not there '
+                                                  f"({len(gone)} such files)",
+                            "bring the files back, or correct dataset.json")], identifiers
     if unlabeled:
         images, target = places.raw / "imagesTr", shlex.quote(str(places.raw / IMAGES_UN))
         files = f"{shlex.quote(f'{images}/{unlabeled[0]}_')}????{dataset_json['file_ending']}"
@@ -74,6 +103,9 @@ def _labels_of(raw: Path, identifiers: list[str], dataset_json: dict[str, Any]) 
 
 def _images_un(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[int, list[Finding]]:
     folder = places.raw / IMAGES_UN if places.raw else None
+    if folder is None and (stored := _stored_images_un(places)):
+        return stored, [Finding("note", IMAGES_UN, f"not in nnUNet_raw; {stored} of its scans are preprocessed, and "
+                                                   "training takes these")]
     if folder is None or not folder.is_dir():
         return 0, [Finding("note", IMAGES_UN, "no such folder; unlabeled scans can also come from the key "
                                               f'"unlabeled" of {SPLITS_FILE}')]
@@ -90,6 +122,16 @@ def _images_un(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[int
         findings.append(Finding("broken", IMAGES_UN, name_some(bad, 3), "repair or remove, or use "
                                                                         "nnunet_dhc preprocess --skip-bad"))
     return usable, findings
+
+
+def _stored_images_un(places: DatasetPlaces) -> int:
+    """Scans of ``imagesUn`` that are ready, with the plans that have most of them."""
+    counts = [0]
+    for folder in places.preprocessed.glob("*_unlabeled"):
+        with suppress(UserError):  # said where the plans are
+            entries = UnlabeledStore(folder).entries.values()
+            counts.append(sum(entry.status == READY and entry.origin == IMAGES_UN for entry in entries))
+    return max(counts)
 
 
 def _excluded(places: DatasetPlaces, cases: Mapping[str, RawCase]) -> set[str]:
@@ -130,11 +172,10 @@ def _preprocessed(places: DatasetPlaces, name: str, plans: dict[str, Any], cases
         if not folder.is_dir():
             missing.append(configuration)
             continue
-        names = [path.name for path in folder.iterdir()]
-        labeled = {name.removesuffix(end) for end in ("_seg.b2nd", ".npz") for name in names if name.endswith(end)}
+        labeled = _labeled_in(folder)
         parts.append(f"{configuration} {len(labeled)} labeled{_unlabeled_ready(folder)}")
         absent = [case for case in cases if case not in labeled]
-        if labeled and absent:
+        if absent:
             command = f"nnUNetv2_preprocess -d {id_of(places.name)} -plans_name {name} -c {configuration}"
             text = f"{name_some(absent, 3)} not preprocessed in {folder}"
             findings.append(Finding("broken", f"plans {name}", text, command))

@@ -163,7 +163,7 @@ def _read(folder: str, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
     path = Path(folder, names["image"])
     try:
         image = np.asarray(blosc2.open(urlpath=str(path), mode="r")[:])
-        properties = json.loads(Path(folder, names["properties"]).read_text())
+        properties = json.loads(Path(folder, names["properties"]).read_text(encoding="utf-8"))
     except (OSError, RuntimeError, ValueError) as error:
         raise unreadable_case(identifier, str(path), error) from error
     return image, properties

@@ -72,7 +72,7 @@ def read_fold_cases(
     if fold == "all":
         return FoldCases(labeled=tuple(known), validation=tuple(known))
     path = Path(preprocessed_dataset_folder_base) / SPLITS_FILE
-    folds = _load_folds(path) if path.is_file() else default_folds(known)
+    folds = load_folds(path) if path.is_file() else default_folds(known)
     number = _fold_number(fold, len(folds), path)
     return _validated(folds[number], f"fold {number} of {path}", set(known))
 
@@ -80,7 +80,7 @@ def read_fold_cases(
 def number_of_folds(preprocessed_dataset_folder_base: str | Path, preprocessed_identifiers: Sequence[str]) -> int:
     """How many folds the split file has, or would have if it were made now."""
     path = Path(preprocessed_dataset_folder_base) / SPLITS_FILE
-    return len(_load_folds(path)) if path.is_file() else len(default_folds(sorted(set(preprocessed_identifiers))))
+    return len(load_folds(path)) if path.is_file() else len(default_folds(sorted(set(preprocessed_identifiers))))
 
 
 def ensure_splits_file(preprocessed_dataset_folder_base: str | Path, identifiers: Iterable[str]) -> str | None:
@@ -118,7 +118,8 @@ def default_folds(identifiers: Sequence[str]) -> list[dict[str, list[str]]]:
     return [{key: [str(case) for case in cases] for key, cases in fold.items()} for fold in folds]
 
 
-def _load_folds(path: Path) -> list[Any]:
+def load_folds(path: Path) -> list[Any]:
+    """The folds of a split file, each still to be checked."""
     remedy = "repair it, or delete it to let nnU-Net make a new one"
     try:
         folds = json.loads(path.read_text(encoding="utf-8"))
@@ -151,8 +152,8 @@ def _fold_number(fold: int | str, num_folds: int, path: Path) -> int:
 def _validated(fold: Any, where: str, known: set[str]) -> FoldCases:
     if not isinstance(fold, dict):
         raise UserError(f'{where} must be an object with the keys "train" and "val" (and "unlabeled").')
-    train, validation = _case_list(fold, "train", where), _case_list(fold, "val", where)
-    unlabeled = _case_list(fold, "unlabeled", where) if "unlabeled" in fold else ()
+    train, validation = case_list(fold, "train", where), case_list(fold, "val", where)
+    unlabeled = case_list(fold, "unlabeled", where) if "unlabeled" in fold else ()
     if not train:
         raise UserError(f'{where} has no labeled case: list some under "train".')
     if not validation:
@@ -178,7 +179,8 @@ def _validated(fold: Any, where: str, known: set[str]) -> FoldCases:
     return FoldCases(labeled=train, validation=validation, unlabeled=unlabeled, left_out=left_out)
 
 
-def _case_list(fold: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+def case_list(fold: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """The identifiers under a key of a fold, each once."""
     cases = fold.get(key)
     if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
         raise UserError(f'{where}: "{key}" must be a list of case identifiers.')

@@ -82,8 +82,8 @@ def dataset_class_of(folder: str | Path, remedy: str) -> Any:
 
     try:
         return infer_dataset_class(str(folder))
-    except AssertionError:
-        raise UserError(f"{folder} holds no preprocessed cases, or some of several formats: {remedy}") from None
+    except (AssertionError, KeyError):  # it takes the ending of any file for the format
+        raise UserError(f"{folder} holds no preprocessed cases, or files of another kind, too: {remedy}") from None
 
 
 def _read(job: tuple[str, str | None], case: str) -> tuple[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_file, replace_json
 from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, locate_dataset, read_plans
-from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, name_some
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, case_list, load_folds, name_some
 from nnunet_dhc.nnunet.splits.label_contents import CACHE_FILE, classes_of_cases, foreground_classes, label_files
 from nnunet_dhc.nnunet.splits.split_drawing import (
     draw_folds,
@@ -168,11 +168,13 @@ def _existing_folds(places: DatasetPlaces) -> list[Fold]:
     path = places.preprocessed / SPLITS_FILE
     if not path.is_file():
         raise UserError(f"--keep: {path} does not exist; leave the option out to draw folds")
-    try:
-        folds = json.loads(path.read_text(encoding="utf-8"))
-        return [{key: list(fold.get(key, ())) for key in ("train", "val", "unlabeled")} for fold in folds]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is no split file ({error}): repair it, or leave --keep out to draw folds") from error
+    folds = []
+    for number, fold in enumerate(load_folds(path)):
+        where = f"fold {number} of {path}"
+        if not isinstance(fold, dict):
+            raise UserError(f"{where} is no object with lists of cases: repair it, or leave --keep out to draw folds")
+        folds.append({key: list(case_list({key: [], **fold}, key, where)) for key in ("train", "val", "unlabeled")})
+    return folds
 
 
 def _kept_fold(fold: Fold, unit_of: Mapping[str, tuple[str, ...]]) -> tuple[list, list]:
@@ -207,10 +209,13 @@ def read_groups(path: Path, identifiers: Sequence[str]) -> dict[str, str]:
     if not rows or not {"identifier", "group"} <= set(rows[0]):
         raise UserError(f"{path} must have a first line with the columns identifier,group and one line per case")
     groups: dict[str, str] = {}
-    for row in rows:
-        if row["identifier"] in groups:
-            raise UserError(f"{path} names {row['identifier']} twice: keep one line")
-        groups[row["identifier"]] = (row["group"] or "").strip()
+    for number, row in enumerate(rows, 2):
+        identifier = (row["identifier"] or "").strip()
+        if not identifier:
+            raise UserError(f"{path}: line {number} names no case: write identifier and group, or take it out")
+        if identifier in groups:
+            raise UserError(f"{path} names {identifier} twice: keep one line")
+        groups[identifier] = (row["group"] or "").strip()
     unknown = sorted(set(groups) - set(identifiers))
     if unknown:
         raise UserError(f"{path} names cases that the dataset does not have: {name_some(unknown)}")

@@ -17,6 +17,7 @@ import numpy as np
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import read_plans
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
+from nnunet_dhc.nnunet.unlabeled.nifti_integrity import damage_of_nifti, is_nifti
 from nnunet_dhc.nnunet.unlabeled.raw_images import list_training_images
 from nnunet_dhc.warning_kinds import SHARED_STATISTICS
 
@@ -78,7 +79,7 @@ def strict_plans(
     plans = read_plans(preprocessed_dataset_folder, plans_identifier)
     if not needs_statistics(plans):
         return None
-    dataset_json = json.loads((raw_dataset_folder / "dataset.json").read_text())
+    dataset_json = json.loads((raw_dataset_folder / "dataset.json").read_text(encoding="utf-8"))
     images = list_training_images(raw_dataset_folder, dataset_json, labeled)
     gone = [case for case in labeled if case not in images]
     if gone:
@@ -101,11 +102,14 @@ def _statistics(files: Sequence[tuple[list[str], str]], dataset_json: dict[str, 
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from tqdm import tqdm
 
-    reader = determine_reader_writer_from_dataset_json(dataset_json, files[0][0][0], verbose=False)
     samples = int(_SAMPLES_IN_TOTAL // len(files))
-    per_case = []
+    reader, per_case = None, []
     for images, label in tqdm(files, desc="Statistics of the labeled cases", unit="case"):
+        for path in (*images, label):
+            if is_nifti(path) and (damage := damage_of_nifti(path, must_be_finite=False)):
+                raise UserError(f"{path} {damage}: repair it")
         try:
+            reader = reader or determine_reader_writer_from_dataset_json(dataset_json, images[0], verbose=False)
             per_case.append(DatasetFingerprintExtractor.analyze_case(images, label, reader, samples)[2])
         except Exception as error:  # each reader has errors of its own
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -209,7 +209,7 @@ def _load(folder: str, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
     path = os.path.join(folder, names["image"])
     try:
         image = blosc2.open(urlpath=path, mode="r")[:]
-        properties = json.loads(Path(folder, names["properties"]).read_text())
+        properties = json.loads(Path(folder, names["properties"]).read_text(encoding="utf-8"))
     except (OSError, RuntimeError, ValueError) as error:
         raise unreadable_case(identifier, path, error) from error
     return image, properties
@@ -230,7 +230,7 @@ def _read_manifest(path: Path) -> dict[str, str]:
 
 def _validating_folds(base: Path, cases: Sequence[str]) -> tuple[list[int], list[str]]:
     """Folds that validate some of the cases, and the cases that none validates."""
-    folds = json.loads((base / SPLITS_FILE).read_text())
+    folds = json.loads((base / SPLITS_FILE).read_text(encoding="utf-8"))
     needed = [number for number, fold in enumerate(folds) if set(fold["val"]) & set(cases)]
     validated = {case for fold in folds for case in fold["val"]}
     return needed, [case for case in cases if case not in validated]

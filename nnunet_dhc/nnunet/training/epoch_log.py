@@ -42,7 +42,7 @@ class EpochLog:
 def read_epoch_log(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Lines of a log file; a missing file is an empty log, a torn last line is left out."""
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     lines = []

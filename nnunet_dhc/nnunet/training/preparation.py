@@ -77,6 +77,8 @@ class TrainingData:
             for what, cases in (("now with", sorted(set(cases_now) - set(recorded[role]))),
                                 ("now without", sorted(set(recorded[role]) - set(cases_now)))) if cases
         ]
+        if recorded and not differences:
+            return None  # the same cases in another order
         return (
             f"the list of cases ({', '.join(changed)}) is not what this run started with"
             + (f" ({'; '.join(differences)})" if differences else "") + "; it goes on with the new one"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_dhc.nnunet.atomic_files import temporary_path, write_and_sync
-from nnunet_dhc.nnunet.unlabeled.odd_scans import ImageSummary, summarize
+from nnunet_dhc.nnunet.unlabeled.odd_scans import ImageSummary, orientation, summarize
 from nnunet_dhc.nnunet.unlabeled.raw_images import RawCase, number_of_channels
 from nnunet_dhc.nnunet.unlabeled.scan_checks import BadScan, one_line, read_checked, voxel_hash
 
@@ -60,12 +60,16 @@ def is_2d_dataset(plans: dict[str, Any]) -> bool:
     return int(plans["original_median_shape_after_transp"][0]) == 1
 
 
+KnownImage = tuple[str | None, tuple[float, ...] | None, str | None]
+"""Voxels, by their hash, spacing and orientation of an image."""
+
+
 @dataclass(frozen=True)
 class CaseTask:
-    """One scan and, where it was preprocessed before with these plans, the voxels and spacing that it had then."""
+    """One scan and, where it was preprocessed before with these plans, what it was then."""
 
     case: RawCase
-    known: tuple[str | None, tuple[float, ...] | None] | None = None
+    known: KnownImage | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class HashResult:
 def preprocess_case(job: CaseJob, task: CaseTask) -> CaseResult:
     """Preprocess one scan into temporary files.
 
-    A scan that was only copied or touched (same voxels, same spacing) is not preprocessed again.
+    A scan that was only copied or touched (same voxels, spacing and orientation) is not preprocessed again.
 
     Raises:
         OSError: The result can't be written (disk full, no permission).
@@ -198,13 +202,14 @@ class _CheckingReader:
             number_of_channels(self._job.dataset_json),
             is_2d_dataset(self._job.plans),
             self._result.warnings,
+            slice_axis=int(self._plans_manager.transpose_forward[0]),
         )
         self._result.voxels = voxel_hash(data)
         self._result.spacing = tuple(float(value) for value in properties["spacing"])
         self._result.channels = int(data.shape[0])
         self._result.summary = summarize(data, properties)
         self._refuse_absurd_size(data.shape[1:], self._result.spacing)
-        if self._known == (self._result.voxels, self._result.spacing):
+        if self._known == (self._result.voxels, self._result.spacing, orientation(properties)):
             raise _SameImage
         return data, properties
 

@@ -61,8 +61,10 @@ class LabeledHashes:
             pass  # a cache: made again
 
     def missing(self, cases: Mapping[str, RawCase]) -> list[str]:
-        """Keys whose images are new or changed."""
-        return [key for key, case in cases.items() if self._sources(key) != _as_lists(case)]
+        """Keys whose images are new or changed, or couldn't be read so far, as on a disk that was away."""
+        return [
+            key for key, case in cases.items() if self._sources(key) != _as_lists(case) or self.voxels(key) is None
+        ]
 
     def add(self, key: str, case: RawCase, voxels: str | None, summary: ImageSummary | None) -> None:
         """Remember one hash (None: the image can't be read); ``save`` writes it."""

@@ -22,7 +22,7 @@ def is_nifti(path: str) -> bool:
     return path.endswith((".nii", ".nii.gz"))
 
 
-def damage_of_nifti(path: str) -> str | None:
+def damage_of_nifti(path: str, must_be_finite: bool = True) -> str | None:
     """What is wrong with the bytes of a NIfTI file, or None."""
     import nibabel
 
@@ -45,7 +45,7 @@ def damage_of_nifti(path: str) -> str | None:
         return f"is damaged ({error})"
     if size < expected:
         return _too_short(size, expected)
-    return non_finite(nan, infinite, int(np.prod(shape, dtype=np.int64)))
+    return non_finite(nan, infinite, int(np.prod(shape, dtype=np.int64))) if must_be_finite else None
 
 
 def non_finite(nan: int, infinite: int, total: int) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_dataset_json, read_plans
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, number_of_folds, read_fold_cases
+from nnunet_dhc.nnunet.splits.preprocessed_cases import dataset_class_of
 from nnunet_dhc.nnunet.splits.stale_preprocessing import current_cases
 from nnunet_dhc.nnunet.unlabeled.raw_images import training_identifiers
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
@@ -114,10 +115,9 @@ def _refuse_stale(
 
 def _identifiers(base: Path, data_identifier: str, dataset_json: dict[str, Any]) -> list[str]:
     """Labeled cases: those that nnU-Net preprocessed, or the raw ones where it hasn't yet."""
-    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-
     folder = base / data_identifier
     if folder.is_dir() and any(folder.iterdir()):
-        return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+        remedy = "delete it, or run nnUNetv2_preprocess first"
+        return sorted(dataset_class_of(folder, remedy).get_identifiers(str(folder)))
     raw_root = os.environ.get("nnUNet_raw")
     return training_identifiers(Path(raw_root) / base.name, dataset_json) if raw_root else []

@@ -22,7 +22,14 @@ class BadScan(Exception):
     """What is wrong with one scan; its message follows the scan's name in a list."""
 
 
-def read_checked(reader: Any, image_files: list[str], num_channels: int, dataset_is_2d: bool, warnings: list[str]):
+def read_checked(
+    reader: Any,
+    image_files: list[str],
+    num_channels: int,
+    dataset_is_2d: bool,
+    warnings: list[str],
+    slice_axis: int = 0,
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Read a scan and check its content.
 
     Args:
@@ -31,6 +38,7 @@ def read_checked(reader: Any, image_files: list[str], num_channels: int, dataset
         num_channels: Channels that ``dataset.json`` names.
         dataset_is_2d: Whether the dataset's images are single slices.
         warnings: Gets one text per oddity that nnU-Net itself only warns of.
+        slice_axis: Axis of the voxels that the plans make the first one, along which a single slice has length 1.
 
     Returns:
         Voxels, float32, (c, x, y, z), and the reader's properties.
@@ -55,24 +63,30 @@ def read_checked(reader: Any, image_files: list[str], num_channels: int, dataset
             f"has {counted(data.shape[0], 'channel')} in {counted(len(image_files), 'file')}, dataset.json names "
             f"{num_channels}: convert it to colors, or add the missing files"
         )
-    for number in _constant_channels(data, properties, num_channels, dataset_is_2d, len(image_files)):
+    _check_dimensions(data, num_channels, dataset_is_2d, slice_axis, len(image_files))
+    for number in _constant_channels(data, properties):
         where = f"_{number:04d}" if len(image_files) == len(data) else f"{number} of its file"
         warnings.append(f"channel {where} is constant, as if it were missing,")
     return data, properties
 
 
-def _constant_channels(
-    data: np.ndarray, properties: dict[str, Any], num_channels: int, dataset_is_2d: bool, num_files: int
-) -> list[int]:
-    """Which channels hold one value only; raises ``BadScan`` unless these voxels, (c, x, y, z), can be trained on."""
+def _check_dimensions(
+    data: np.ndarray, num_channels: int, dataset_is_2d: bool, slice_axis: int, num_files: int
+) -> None:
+    """Raise ``BadScan`` unless voxels, (c, x, y, z), have the channels and dimensions of the dataset."""
     if data.shape[0] != num_channels:
         if data.shape[0] == num_files and num_files < num_channels:
             raise BadScan(f"lacks the channel _{num_files:04d}; dataset.json names {num_channels}")
         raise BadScan(f"has {data.shape[0]} channels in {num_files} file(s); dataset.json names {num_channels}")
-    if dataset_is_2d and data.shape[1] != 1:
+    slices = data.shape[1 + slice_axis]
+    if dataset_is_2d and slices != 1:
         raise BadScan(f"is 3D (shape {_shape(data)}), but the dataset is 2D")
-    if not dataset_is_2d and data.shape[1] == 1:
+    if not dataset_is_2d and slices == 1:
         raise BadScan(f"is 2D (shape {_shape(data)}), but the dataset is 3D")
+
+
+def _constant_channels(data: np.ndarray, properties: dict[str, Any]) -> list[int]:
+    """Which channels hold one value only; raises ``BadScan`` unless these voxels, (c, x, y, z), can be trained on."""
     spacing = np.asarray(properties["spacing"], dtype=float)
     if not np.all(np.isfinite(spacing)) or np.any(spacing <= 0):
         raise BadScan(f"has the spacing {spacing.tolist()}, which is not positive")

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -21,13 +22,21 @@ from nnunet_dhc.nnunet.unlabeled.case_preprocessing import (
     CaseTask,
     HashResult,
     HashTask,
+    KnownImage,
     hash_case,
     preprocess_case,
 )
 from nnunet_dhc.nnunet.unlabeled.leak_check import LabeledHashes
-from nnunet_dhc.nnunet.unlabeled.odd_scans import why_odd
+from nnunet_dhc.nnunet.unlabeled.odd_scans import orientation, why_odd
 from nnunet_dhc.nnunet.unlabeled.raw_images import RawCase
-from nnunet_dhc.nnunet.unlabeled.unlabeled_store import BAD_CASES_FILE, EXCLUDED, READY, StoreEntry, UnlabeledStore
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
+    BAD_CASES_FILE,
+    EXCLUDED,
+    READY,
+    StoreEntry,
+    UnlabeledStore,
+    case_files,
+)
 from nnunet_dhc.nnunet.unlabeled.worker_pool import run_over_cases, sensible_processes
 
 _NAMED_BAD_CASES = 10
@@ -117,14 +126,16 @@ class StoreUpdate:
 
     def _known_images(
         self, store: UnlabeledStore, changed: list[str]
-    ) -> dict[str, tuple[str | None, tuple[float, ...] | None]]:
-        """Voxels and spacing that complete cases of these plans were made from."""
-        entries = (store.entries[identifier] for identifier in store.complete_cases(changed))
-        return {
-            entry.identifier: (entry.voxels, entry.spacing)
-            for entry in entries
-            if entry.preprocessing == self.preprocessing
-        }
+    ) -> dict[str, KnownImage]:
+        """What complete cases of these plans were made from."""
+        known = {}
+        for entry in (store.entries[identifier] for identifier in store.complete_cases(changed)):
+            if entry.preprocessing == self.preprocessing:
+                path = store.folder / case_files(entry.identifier)["properties"]
+                with suppress(OSError, ValueError):  # preprocessed again
+                    properties = json.loads(path.read_text(encoding="utf-8"))
+                    known[entry.identifier] = (entry.voxels, entry.spacing, orientation(properties))
+        return known
 
     def _work(
         self,
