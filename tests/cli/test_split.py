@@ -296,8 +296,10 @@ def test_strict_plans_are_not_made_from_a_truncated_image(dataset, capsys):
              "configurations": {"2d": {"normalization_schemes": ["CTNormalization"]}}}
     _file(dataset).parent.mkdir()
     (_file(dataset).parent / "nnUNetPlans.json").write_text(json.dumps(plans))
+    noise = np.random.default_rng(0).integers(0, 1000, (24, 24, 24), dtype=np.int16)
     for path in (dataset / "raw" / "Dataset701_Split" / "imagesTr").iterdir():
-        path.write_bytes(path.read_bytes()[:-4])
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(noise), str(path))
+        path.write_bytes(path.read_bytes()[:-1000])
     assert _split("--labeled", "2", "--strict") == 2
     assert "_0000.nii.gz is truncated" in capsys.readouterr().err.splitlines()[-1]
 
