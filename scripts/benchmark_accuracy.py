@@ -13,11 +13,11 @@ row of the same trainer that ran before (equal wall-clock). The trainer ``two-st
 nnU-Net (scripts/self_training.py), half of its epochs for each stage; ``two-stage:trainer=nnUNetTrainerNoMirroring``
 chooses another trainer of nnU-Net for both.
 Calling the script again continues: finished runs are skipped, killed ones go on from their last checkpoint; a run that
-was started with other options is refused. ``--print-commands`` prints every run as a command of its own, for a
-cluster's scheduler; afterwards the same call without it collects the results. Results: ``<work>/results.jsonl``; the
-folders are those of nnU-Net, so `nnunet_dhc compare` reads them (``two-stage`` and ``@all`` are fold 1, with other
-labeled cases: add ``--allow-different``). With ``--predict``, the cases of ``imagesTs`` are predicted into
-``<work>/predictions/<label>/seed_<n>``.
+was started with other options is refused, as is another split in the same ``--work``. ``--print-commands`` prints every
+run as a command of its own, for a cluster's scheduler; afterwards the same call without it collects the results.
+Results: ``<work>/results.jsonl``; the folders are those of nnU-Net, so `nnunet_dhc compare` reads them (``two-stage``
+and ``@all`` are fold 1, with other labeled cases: add ``--allow-different``). With ``--predict``, the cases of
+``imagesTs`` are predicted into ``<work>/predictions/<label>/seed_<n>``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from self_training import remove_cut_files
 from nnunet_dhc.demo.pipeline import training_seconds
 from nnunet_dhc.demo.small_plans import write_small_plans
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.atomic_files import replace_file, replace_json
 from nnunet_dhc.nnunet.training.run_record import content_hash, installed_versions
 
 
@@ -47,8 +47,12 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
     """Raw data (linked), nnU-Net's planning and preprocessing, the split, and plans for every row."""
     raw, preprocessed = args.work / "raw" / args.data.name, args.work / "preprocessed" / args.data.name
     raw.parent.mkdir(parents=True, exist_ok=True)
+    if raw.is_symlink() and raw.resolve() != args.data:
+        if raw.exists():
+            raise UserError(f"--data {args.data}: {args.work} has runs on {raw.resolve()}: give another --work")
+        raw.unlink()  # the data have moved
     if not raw.exists():
-        raw.symlink_to(args.data.resolve(), target_is_directory=True)
+        raw.symlink_to(args.data, target_is_directory=True)
     environment = {
         **os.environ,
         "nnUNet_raw": str(raw.parent),
@@ -64,12 +68,15 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
             ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", args.configuration, "-np", "2"],
             env=environment,
             check=True,
+            stdout=sys.stderr,  # --print-commands prints commands alone
         )
     fold = json.loads(args.split.read_text())[args.fold]
     upper = {"train": fold["train"] + fold.get("unlabeled", []), "val": fold["val"]}
     splits = preprocessed / "splits_final.json"
     if not splits.is_file() or json.loads(splits.read_text()) != [fold, upper]:
         replace_json(splits, [fold, upper])  # not anew each time: `compare` asks whether it is newer than a training
+    if not (preprocessed / f"{args.plans}.json").is_file():
+        raise UserError(f"--plans {args.plans}: {preprocessed} has none; make them with nnUNetv2_plan_experiment")
     plans = json.loads((preprocessed / f"{args.plans}.json").read_text())["configurations"][args.configuration]
     for row in rows:
         written = write_small_plans(
@@ -99,6 +106,16 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
         )
 
 
+def refuse_another_split(args: argparse.Namespace) -> None:
+    """Raise where a work folder was used with another split: its runs read one file, also those still to be run."""
+    note = args.work / "split.hash"
+    split_hash = content_hash(json.loads(args.split.read_text())[args.fold])
+    if note.is_file() and note.read_text() != split_hash:
+        raise UserError(f"--split {args.split}, fold {args.fold}: {args.work} has runs of another split: give another "
+                        "--work")
+    replace_file(note, split_hash.encode())
+
+
 def is_preprocessed(args: argparse.Namespace, preprocessed: Path) -> bool:
     """Whether every training case is there; nnU-Net writes the .pkl file of a case last."""
     plans = preprocessed / f"{args.plans}.json"
@@ -116,7 +133,15 @@ def check(args: argparse.Namespace, rows: list[Row]) -> None:
     Raises:
         UserError: Names the option.
     """
-    folds = json.loads(args.split.read_text())
+    try:
+        folds = json.loads(args.split.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--split {args.split} can't be read ({error})") from error
+    if not (args.data / "dataset.json").is_file():
+        raise UserError(f"--data {args.data} has no dataset.json: give a dataset folder in nnU-Net raw format")
+    labels = [row.label for row in rows]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise UserError(f"--rows: {twice[0]} names two rows, whose results would be mixed")
     if args.fold >= len(folds):
         raise UserError(f"--fold {args.fold}: {args.split} has {len(folds)} folds, counted from 0")
     needs = [row.label for row in rows if row.all_labels or row.trainer == TWO_STAGE]
@@ -132,9 +157,13 @@ def check(args: argparse.Namespace, rows: list[Row]) -> None:
 def execute(run: Run, epochs: int, deadline: float) -> bool:
     """Train until it ends or the time is over; True when it ended."""
     if not run.summary.is_file():
-        seconds = _call(run, [*run.command(epochs), *run.resume], deadline)
-        with open(run.folder / "seconds.txt", "a") as file:
-            file.write(f"{seconds:.1f}\n")
+        run.keep_epochs(epochs)
+        started = time()
+        try:
+            _call(run, [*run.command(epochs), *run.resume], deadline)
+        finally:  # also when this script is stopped
+            with open(run.folder / "seconds.txt", "a") as file:
+                file.write(f"{time() - started:.1f}\n")
     if not run.summary.is_file():
         return False
     if run.args.predict:
@@ -146,9 +175,9 @@ def execute(run: Run, epochs: int, deadline: float) -> bool:
     return True
 
 
-def _call(run: Run, command: list[str], deadline: float) -> float:
-    """Run a command until the deadline, its output in the run's folder; seconds it took."""
-    started = time()
+def _call(run: Run, command: list[str], deadline: float) -> None:
+    """Run a command until the deadline, its output in the run's folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.folder / "console.log", "a") as log:
         process = subprocess.Popen(
             command, env={**os.environ, **run.environment}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -162,7 +191,6 @@ def _call(run: Run, command: list[str], deadline: float) -> float:
             _end(process)
     if code not in (0, None):
         raise UserError(f"{shlex.join(command)} failed; see {run.folder / 'console.log'}")
-    return time() - started
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -182,6 +210,8 @@ def result(run: Run, epochs: int) -> dict:
     timed = run.folder / "seconds.txt"  # absent where a scheduler ran the printed command
     seconds = sum(map(float, timed.read_text().split())) if timed.is_file() else training_seconds(run.folder)
     return {
+        "dataset": run.args.data.name,
+        "configuration": run.args.configuration,
         "row": run.row.label,
         "trainer": run.row.trainer,
         "settings": run.row.settings,
@@ -223,7 +253,7 @@ def main() -> int:
     parser.add_argument("--predict", action="store_true", help="predict imagesTs with each finished run")
     parser.add_argument("--print-commands", action="store_true", help="print the runs instead of running them")
     args = parser.parse_args()
-    args.work = args.work.absolute()
+    args.work, args.data = args.work.absolute(), args.data.resolve()
     deadline = time() + 60 * args.minutes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     failed = False
@@ -233,6 +263,9 @@ def main() -> int:
         runs = [Run(row, seed, args) for seed in args.seeds for row in rows]
         args.work.mkdir(parents=True, exist_ok=True)
         with FileLock(args.work / "prepare.lock"):
+            refuse_another_split(args)
+            for run in runs:
+                run.refuse_other_options()
             for run in runs:
                 run.note_options()
             prepare(args, rows)
@@ -242,7 +275,9 @@ def main() -> int:
     for run in runs:
         try:
             if args.print_commands:
-                print(run.shell_command(epochs_of(run, runs)))
+                epochs = epochs_of(run, runs)
+                run.keep_epochs(epochs)
+                print(run.shell_command(epochs))
             elif not run.is_finished and time() < deadline:
                 epochs = epochs_of(run, runs)
                 print(f"{run.row.label}, seed {run.seed}, {epochs} epochs ...", flush=True)
@@ -268,4 +303,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)  # call again to continue

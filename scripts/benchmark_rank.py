@@ -29,6 +29,7 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
+from nnunet_dhc._autoload import register
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_file, replace_json
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
@@ -201,9 +202,12 @@ def _retrain(args: argparse.Namespace, model: ModelFolder, fold: int, result: di
     errors: dict[str, dict] = {}
     for arm, cases in arms.items():
         root = args.o / "retrain" / arm
-        note, made_from = root / "arm.json", {"labeled": cases, "epochs": args.retrain_epochs}
+        note, made_from = root / "arm.json", {
+            "labeled": cases, "epochs": args.retrain_epochs, "dataset": base.name, "configuration": args.c,
+            "trainer": args.tr, "plans": args.p, "fold": fold,
+        }
         if note.is_file() and json.loads(note.read_text()) != made_from:
-            sys.exit(f"{root} was trained with other labels or epochs ({note}): give another -o, or remove it")
+            sys.exit(f"{root} was trained with other labels or options ({note}): give another -o, or remove it")
         root.mkdir(parents=True, exist_ok=True)
         replace_json(note, made_from)
         if not (root / "errors.json").is_file():
@@ -239,6 +243,7 @@ def _train_arm(args: argparse.Namespace) -> None:
     """Train one arm and measure it as the scans were measured; nnU-Net's slower final validation is not run."""
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
+    register()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     trainer = get_trainer_from_args(args.d, args.c, int(args.f), args.tr, args.p, False, device)

@@ -20,9 +20,12 @@ from nnunet_dhc.trainers.lookup import is_trainer_name
 
 _ROW = re.compile(
     r"(?P<label>[A-Za-z0-9-]+)=(?P<trainer>[\w-]+)(?::(?P<settings>[^@*~]*))?(?P<all>@all)?"
-    r"(?:\*(?P<times>[\d.]+))?(?:~(?P<as_long_as>[A-Za-z0-9-]+))?"
+    r"(?:\*(?P<times>\d+(?:\.\d+)?))?(?:~(?P<as_long_as>[A-Za-z0-9-]+))?"
 )
 _COMMA = re.compile(r",(?=\w+=)")  # between settings, not within a list or an object of JSON
+_EPOCHS_SUFFIX = re.compile(r"_\d+epochs?$")
+_KEPT_EPOCHS = "epochs_of_as_long_as"
+_COUNTERS = {"num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"}
 STOCK, TWO_STAGE = "nnUNetTrainer", "two-stage"
 OVERSAMPLE = "oversample_foreground"
 _SETTINGS_OF_STOCK = {STOCK: {OVERSAMPLE}, TWO_STAGE: {"trainer"}}
@@ -50,6 +53,8 @@ class Row:
             raise UserError(
                 f"--rows {text}: stock nnU-Net takes the setting {OVERSAMPLE} alone, {TWO_STAGE} the setting trainer"
             )
+        if ours and (_EPOCHS_SUFFIX.search(match["trainer"]) or _COUNTERS & set(settings)):
+            raise UserError(f"--rows {text}: the numbers of epochs and steps come from --epochs, *N and --iterations")
         if match["as_long_as"] and ours:
             raise UserError(
                 f"--rows {text}: ~ is for stock nnU-Net and {TWO_STAGE}; ours take their epochs from the plans"
@@ -118,37 +123,72 @@ class Run:
         return (self.folder / "benchmark.json").is_file() and predicted.issuperset(test_cases(self.args))
 
     @property
+    def self_training(self) -> Path:
+        """Folder of the teacher and of the student's data."""
+        return self.args.work / "two-stage" / self.row.label / f"seed_{self.seed}"
+
+    @property
+    def has_started(self) -> bool:
+        """Whether there is something of this label and seed, of whichever trainer."""
+        files = Path(self.environment["nnUNet_results"]).glob(f"*/*__{self.plans}__*/fold_*/*")
+        trained = any(path.name.startswith(("training_log_", "checkpoint_")) for path in files)
+        return trained or self.self_training.is_dir() or self.predictions.is_dir()
+
+    @property
     def options(self) -> dict:
         """What decides the result of a run; the epochs of ``~LABEL`` follow from other runs."""
         args, row = self.args, self.row
-        names = ("iterations", "val_iterations", "plans", "patch", "features", "convolutions", "device")
+        names = ("configuration", "iterations", "val_iterations", "plans", "patch", "features", "convolutions",
+                 "device")
         return {
+            "dataset": args.data.name,
             "trainer": row.trainer,
             "settings": row.settings,
+            "all_labels": row.all_labels,
             "epochs": None if row.as_long_as else round(args.epochs * row.times),
             "as_long_as": row.as_long_as,
             "split_hash": content_hash(json.loads(args.split.read_text())[args.fold]),
             **{name: getattr(args, name) for name in names},
         }
 
-    def note_options(self) -> None:
-        """Keep the options beside the results.
+    @property
+    def _note(self) -> Path:
+        """By label and seed, as predictions, plans and the data of a student are."""
+        return self.args.work / "options" / f"{self.row.label}_seed_{self.seed}.json"
+
+    def _noted(self) -> dict:
+        return json.loads(self._note.read_text()) if self._note.is_file() else {}
+
+    def refuse_other_options(self) -> None:
+        """Raise if a run of this label and seed was started with other options.
 
         Raises:
-            UserError: This run was started with others.
+            UserError: Names what differs.
         """
-        note = self.folder / "benchmark_options.json"
-        if note.is_file():
-            before, now = json.loads(note.read_text()), self.options
-            if changed := [f"{name}: {before.get(name)} before, {now[name]} now" for name in now
-                           if before.get(name) != now[name]]:
-                raise UserError(
-                    f"{self.folder} was started with other options ({'; '.join(changed)}): give the former ones, "
-                    "another label, or another --work"
-                )
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_json(note, self.options)
+        before, now = self._noted(), self.options
+        if not before or not self.has_started:
+            return
+        if changed := [f"{name}: {before.get(name)} before, {now[name]} now" for name in now
+                       if before.get(name) != now[name]]:
+            raise UserError(
+                f"{self.row.label}, seed {self.seed}, was started with other options ({'; '.join(changed)}): give the "
+                "former ones, another label, or another --work"
+            )
+
+    def note_options(self) -> None:
+        """Keep the options, for `refuse_other_options` of a later call."""
+        kept = {name: value for name, value in self._noted().items() if name == _KEPT_EPOCHS and self.has_started}
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        replace_json(self._note, {**self.options, **kept})
+
+    @property
+    def kept_epochs(self) -> int | None:
+        """Those that a run of ``~LABEL`` was started with: it goes on with them, however fast other rows are now."""
+        return self._noted().get(_KEPT_EPOCHS) if self.has_started else None
+
+    def keep_epochs(self, epochs: int) -> None:
+        if self.row.as_long_as is not None:
+            replace_json(self._note, {**self._noted(), _KEPT_EPOCHS: epochs})
 
     def command(self, epochs: int) -> list[str]:
         """nnU-Net's own command for our trainers; stock with its counters set, since it has no option for them."""
@@ -165,7 +205,6 @@ class Run:
             ]
         schedule = ["--iterations", str(self.args.iterations), "--val-iterations", str(self.args.val_iterations)]
         if self.row.trainer == TWO_STAGE:
-            work = self.args.work / "two-stage" / self.row.label / f"seed_{self.seed}"
             return [
                 sys.executable,
                 str(Path(__file__).with_name("self_training.py")),
@@ -179,7 +218,7 @@ class Run:
                 str(epochs // 2),
                 *schedule,
                 "--work",
-                str(work),
+                str(self.self_training),
             ]
         oversample = self.row.settings.get(OVERSAMPLE)
         return [
@@ -262,6 +301,8 @@ def epochs_of(run: Run, runs: list[Run]) -> int:
     epochs = run.args.epochs * run.row.times
     if run.row.as_long_as is None:
         return _whole_stages(run, epochs)
+    if run.kept_epochs is not None:
+        return run.kept_epochs
     done = {other.row.label: other for other in runs if other.seed == run.seed and other.summary.is_file()}
     same_trainer = [
         other

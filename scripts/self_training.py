@@ -19,7 +19,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from filelock import FileLock
+
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.training.run_record import content_hash
 from nnunet_dhc.reporting.image_files import read_label_map
 
 
@@ -40,14 +44,30 @@ def main() -> int:
     work = args.work.absolute()
     labels = work / "pseudo_labels"
     unlabeled_identifiers(args)  # before the teacher is trained
-    train(args, args.teacher_fold, dict(os.environ), work / "teacher")
+    work.mkdir(parents=True, exist_ok=True)
     student_data = work / "preprocessed"
-    if not (student_data / "complete").is_file():
-        predict_unlabeled(args, work, labels)
-        make_student_data(args, labels, student_data)
-        (student_data / "complete").touch()
+    with FileLock(work / "teacher.lock"):  # a second process would take the data away from under the student
+        refuse_other_options(args, work / "options.json")
+        train(args, args.teacher_fold, dict(os.environ), work / "teacher")
+        if not (student_data / "complete").is_file():
+            predict_unlabeled(args, work, labels)
+            make_student_data(args, labels, student_data)
+            (student_data / "complete").touch()
     train(args, args.student_fold, {**os.environ, "nnUNet_preprocessed": str(student_data)})
     return 0
+
+
+def refuse_other_options(args, note: Path) -> None:
+    """The teacher, its predictions and the student's data belong together."""
+    split = Path(os.environ["nnUNet_preprocessed"]) / args.dataset / "splits_final.json"
+    names = ("dataset", "configuration", "teacher_fold", "tr", "p", "epochs", "iterations")
+    options = {**{name: getattr(args, name) for name in names},
+               "split_hash": content_hash(json.loads(split.read_text())[args.teacher_fold])}
+    before = json.loads(note.read_text()) if note.is_file() else options
+    if changed := [f"{name} {before.get(name)} before, {now} now" for name, now in options.items()
+                   if before.get(name) != now]:
+        sys.exit(f"{note.parent} was started with other options ({'; '.join(changed)}): give another --work")
+    replace_json(note, options)
 
 
 def train(args, fold: int, environment: dict, results: Path | None = None) -> None:

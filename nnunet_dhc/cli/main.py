@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import os
 import sys
 from importlib import import_module
+from typing import TextIO
 
 from nnunet_dhc import __version__
+from nnunet_dhc._autoload import register
 from nnunet_dhc.errors import UserError
 
 # Each name is a module of this package with HELP, add_arguments(parser) and run(args). One with HANDS_OVER takes every
@@ -17,6 +21,10 @@ VERBS = (
     "split", "preprocess", "configure", "train", "predict", "compare", "report", "rank", "adjust", "export", "import",
     "methods", "doctor", "demo", "env",
 )
+
+
+_SHOW_THE_LOOKUP = ("doctor", "env")  # as it is in the user's shell
+_PLAIN_DASHES = "nnunet_dhc_plain_dashes"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,7 +49,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; an error is one line on standard error and exit code 2."""
-    args = build_parser().parse_args(argv)
+    _print_in_any_encoding(sys.stdout)
+    try:
+        try:
+            return _run(build_parser().parse_args(argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.verb not in _SHOW_THE_LOOKUP:
+        register()  # importing torch does it, too, unless TORCH_DEVICE_BACKEND_AUTOLOAD is 0
     try:
         return args.run(args) or 0
     except UserError as error:
@@ -49,9 +70,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"nnunet_dhc {args.verb}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if args.debug or "arguments" in args:  # nnU-Net's commands have no --debug: their traceback stays
             raise
@@ -60,6 +80,19 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnunet_dhc {args.verb}: interrupted; what was finished is kept.", file=sys.stderr)
         return 130
+
+
+def _print_in_any_encoding(stream: TextIO) -> None:
+    """Print a hyphen for a minus or dash that the terminal lacks, and escape what else it lacks, instead of failing."""
+    if isinstance(stream, io.TextIOWrapper):
+        codecs.register_error(_PLAIN_DASHES, _plain_dashes)
+        stream.reconfigure(errors=_PLAIN_DASHES)
+
+
+def _plain_dashes(error: UnicodeError) -> tuple[str | bytes, int]:
+    if isinstance(error, UnicodeEncodeError) and error.object[error.start] in "\N{MINUS SIGN}\N{EN DASH}\N{EM DASH}":
+        return "-", error.start + 1
+    return codecs.backslashreplace_errors(error)
 
 
 def _in_one_line(error: OSError) -> str:

@@ -61,6 +61,9 @@ def run_demo(options: DemoOptions) -> Path:
     trainers = [STOCK, DHC, *([CONTROL] if options.control else [])]
     environment = _environment(output, options.processes)
     dataset = _Dataset(options, output)
+    if options.equal_time and not dataset.has_test_labels:
+        raise UserError(f"--equal-time: {options.data} has no imagesTs and labelsTs, on which the longer training of "
+                        "stock is compared: leave it out, or keep test cases aside")
     rounds = len(trainers) + options.equal_time
     steps = Steps(logs, 4 + rounds * (2 if dataset.has_test_labels else 1), environment)
     print(f"Demo in {output} on {device}: {options.epochs} epochs of {options.iterations} steps for each trainer.")

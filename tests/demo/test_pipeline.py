@@ -135,6 +135,13 @@ def test_data_without_unlabeled_scans(tmp_path, capsys):
     assert "no unlabeled scans" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_equal_time_without_test_cases_is_refused_before_it_is_trained(tmp_path, capsys):
+    source = tmp_path / "Dataset123_Mine"
+    source.mkdir()
+    assert main(["demo", "-device", "cpu", "-o", str(tmp_path / "out"), "--data", str(source), "--equal-time"]) == 2
+    assert "has no imagesTs and labelsTs" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_data_are_linked_and_their_split_is_used(tmp_path):
     source = tmp_path / "Dataset123_Mine"
     (source / "imagesTr").mkdir(parents=True)

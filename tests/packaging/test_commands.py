@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_dhc import __version__
+from nnunet_dhc._autoload import shim_folder
 from nnunet_dhc.cli import main as command
 from nnunet_dhc.errors import UserError
 
@@ -38,6 +40,39 @@ def test_console_script():
     script = Path(sys.executable).parent / "nnunet_dhc"
     process = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == f"nnunet_dhc {__version__}"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_prints_a_minus_where_the_terminal_has_none(encoding):
+    code = ("import sys; from nnunet_dhc.cli import methods, main; "
+            "methods.run = lambda _: print('\N{MINUS SIGN}1.5 \N{EN DASH} \N{GREEK SMALL LETTER BETA}'); "
+            "sys.exit(main.main(['methods']))")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    printed = process.stdout.decode(encoding).strip()
+    assert printed.startswith("-1.5 ") and printed.endswith("\\u03b2")
+
+
+@pytest.mark.parametrize("arguments", [["methods"], ["split", "-h"], ["env"]])
+def test_a_pipe_that_is_closed_early_is_no_error(arguments):
+    """As ``| true`` does; with buffering, the failure comes when the last of it is written."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.run(
+        [sys.executable, "-m", "nnunet_dhc", *arguments], env=environment, stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (1, b"")
+
+
+def test_trainers_are_found_by_verbs_that_load_them_though_torchs_hook_is_off():
+    code = ("import os; from nnunet_dhc.cli import methods, main; "
+            "methods.run = lambda _: print(os.environ.get('nnUNet_extTrainer')); main.main(['methods'])")
+    environment = {name: value for name, value in os.environ.items() if name != "nnUNet_extTrainer"}
+    environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == shim_folder()
 
 
 @pytest.fixture

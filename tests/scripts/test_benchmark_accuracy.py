@@ -84,13 +84,67 @@ def made_run(module, tmp_path: Path, row: str, **changed):
 
 
 def test_a_run_of_other_options_is_refused_and_kept(module, tmp_path):
-    made_run(module, tmp_path, "dhc=nnUNetTrainerDHC:lambda_max=3").note_options()
-    made_run(module, tmp_path, "dhc=nnUNetTrainerDHC:lambda_max=3").note_options()
-    with pytest.raises(UserError, match=r"fold_0 was started with other options \(epochs: 5 before, 9 now\)"):
-        made_run(module, tmp_path, "dhc=nnUNetTrainerDHC:lambda_max=3", epochs=9).note_options()
-    with pytest.raises(UserError, match="settings: "):
-        made_run(module, tmp_path, "dhc=nnUNetTrainerDHC").note_options()
-    made_run(module, tmp_path, "other=nnUNetTrainerDHC", epochs=9).note_options()
+    def noted(row, **changed):
+        run = made_run(module, tmp_path, row, **changed)
+        run.refuse_other_options()
+        run.note_options()
+        return run
+
+    noted("dhc=nnUNetTrainerDHC", epochs=9)
+    run = noted("dhc=nnUNetTrainerDHC:lambda_max=3")  # nothing was started with the former ones
+    run.folder.mkdir(parents=True)
+    (run.folder / "checkpoint_latest.pth").touch()
+    noted("dhc=nnUNetTrainerDHC:lambda_max=3")
+    for row, changed, message in (
+        ("dhc=nnUNetTrainerDHC:lambda_max=3", {"epochs": 9}, r"dhc, seed 0, was .* \(epochs: 5 before, 9 now\)"),
+        ("dhc=nnUNetTrainerDHC", {}, "settings: "),
+        ("dhc=nnUNetTrainerCPS:lambda_max=3", {}, "trainer: "),  # whose predictions would have the same folder
+        ("dhc=nnUNetTrainerDHC:lambda_max=3@all", {}, "all_labels: "),
+        ("dhc=nnUNetTrainerDHC:lambda_max=3", {"configuration": "2d"}, "configuration: "),
+    ):
+        with pytest.raises(UserError, match=message):
+            noted(row, **changed)
+    noted("other=nnUNetTrainerDHC", epochs=9)
+
+
+def test_a_run_as_long_as_another_goes_on_with_its_epochs(module, tmp_path):
+    run = made_run(module, tmp_path, "long=nnUNetTrainer~dhc")
+    run.note_options()
+    run.keep_epochs(7)
+    with pytest.raises(UserError, match="run dhc and a row of nnUNetTrainer first"):
+        module.epochs_of(run, [run])  # not started: other rows tell
+    run.folder.mkdir(parents=True)
+    (run.folder / "training_log_2026_1_1_00_00_00.txt").touch()
+    run.note_options()
+    assert module.epochs_of(run, [run]) == 7
+
+
+@pytest.mark.parametrize("row", ["a=nnUNetTrainerDHC_20epochs", "a=nnUNetTrainerDHC:num_epochs=3",
+                                 "a=nnUNetTrainerDHC*1.2.3"])
+def test_rows_whose_length_is_another_than_the_one_noted_are_refused(module, row):
+    with pytest.raises(UserError, match="--rows"):
+        module.Row.parse(row)
+
+
+def test_another_split_or_dataset_in_the_same_folder_is_refused(module, tiny_dataset, tmp_path):
+    run = made_run(module, tmp_path, "a=nnUNetTrainerDHC")
+    run.args.work.mkdir()
+    for _ in range(2):
+        module.refuse_another_split(run.args)
+    run.args.split.write_text(json.dumps([{**SPLIT[0], "train": ["case_4"]}]))
+    with pytest.raises(UserError, match="has runs of another split"):
+        module.refuse_another_split(run.args)
+    raw = run.args.work / "raw" / run.args.data.name
+    raw.parent.mkdir()
+    raw.symlink_to(tiny_dataset.raw)
+    with pytest.raises(UserError, match="has runs on"):
+        module.prepare(run.args, [run.row])
+
+
+def test_labels_that_name_two_rows_are_refused(module, tiny_dataset, tmp_path):
+    run = made_run(module, tmp_path, "a=nnUNetTrainerDHC", data=tiny_dataset.raw)
+    with pytest.raises(UserError, match="a names two rows"):
+        module.check(run.args, [run.row, module.Row.parse("a=nnUNetTrainerCPS")])
 
 
 def test_printed_commands_continue_and_rows_that_wait_are_comments(module, tiny_dataset, tmp_path, capsys, monkeypatch):
