@@ -7,13 +7,18 @@ import errno
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from typing import ClassVar
 
 import blosc2
 import numpy as np
 import pytest
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet import file_locks
+from nnunet_dhc.nnunet.reliability import child_watch, graceful_stop
 from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder, find_damage
 from nnunet_dhc.nnunet.reliability.explained_errors import explained
 from nnunet_dhc.nnunet.reliability.graceful_stop import Stopped, StopSignals, end_processes
@@ -87,6 +92,73 @@ def test_forked_workers_die_from_sigterm_and_leave_ctrl_c_to_their_parent():
     assert worker.exitcode == -signal.SIGTERM
 
 
+STUCK = """
+import os, signal, sys, time
+from nnunet_dhc.nnunet.reliability import graceful_stop
+graceful_stop._UNWINDING_LIMIT_S = 0.3
+with graceful_stop.StopSignals(lambda stopped: graceful_stop.end_at_once(stopped.exit_code, stopped.name)):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    finally:
+        time.sleep(60)  # as a pool whose workers died of the same signal while one held its lock
+"""
+
+
+def test_an_exception_that_does_not_come_out_is_given_up():
+    process = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=50)
+    assert (process.returncode, process.stderr) == (143, "nnunet_dhc: SIGTERM\n")
+
+
+def test_an_exception_that_comes_out_is_not_given_up(monkeypatch):
+    monkeypatch.setattr(graceful_stop, "_UNWINDING_LIMIT_S", 0.1)
+    given_up = []
+    for ignores in (True, False):
+        with pytest.raises(Stopped), StopSignals(given_up.append) as signals:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            finally:
+                if ignores:
+                    signals.ignore()
+                    time.sleep(0.5)
+    time.sleep(0.5)
+    assert given_up == []
+
+
+@pytest.mark.parametrize("ended", [1, 2])
+def test_a_worker_that_is_ended_alone_is_noticed(monkeypatch, ended):
+    """A pool that ends ends all of its workers."""
+    monkeypatch.setattr(child_watch, "_ALL_END_WITHIN_S", 0.1)
+    context = multiprocessing.get_context("fork")
+    watch = child_watch.ChildWatch(str)
+    workers = [context.Process(target=time.sleep, args=(60,), daemon=True) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert watch.died_from() is None
+    for worker in workers[:ended]:
+        worker.terminate()
+        worker.join()
+    later = context.Process(target=time.sleep, args=(60,), daemon=True)  # the next pool's
+    later.start()
+    assert watch.died_from() is None
+    time.sleep(0.2)
+    assert watch.died_from() == (signal.SIGTERM if ended == 1 else None)
+    end_processes([], [])
+
+
+def test_the_last_line_comes_though_the_reader_of_the_output_has_ended():
+    """As tee, which Ctrl-C ends, too; what is still buffered has nowhere to go."""
+    code = ("from nnunet_dhc.nnunet.reliability.last_line import say_last; "
+            "print('buffered'); say_last('the end'); raise SystemExit(130)")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.run([sys.executable, "-c", code], env=environment, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (130, b"nnunet_dhc: the end\n")
+
+
 def test_processes_of_others_are_left_alone():
     context = multiprocessing.get_context("fork")
     other = context.Process(target=time.sleep, args=(60,), daemon=True)
@@ -144,6 +216,25 @@ def test_unknown_errors_stay_what_they_are(cases):
         next(GuardedStream(Broken(), lambda found, workers: found))
 
 
+def test_workers_that_the_first_batch_starts_are_known():
+    class Starting:
+        _processes: ClassVar[list] = []
+
+        def __next__(self):
+            self._processes.append("worker")
+            raise RuntimeError("background workers")
+
+    found = []
+    with pytest.raises(RuntimeError):
+        next(GuardedStream(Starting(), lambda error, workers: found.extend(workers) or error))
+    assert found == ["worker"]
+
+
+def test_what_is_explained_already_stays_as_it_is():
+    error = UserError("Reading scans ran out of memory: -np 1")
+    assert explained(error, "/r", "preprocess", "train --c") is error
+
+
 @pytest.mark.parametrize(
     ("error", "needle"),
     [
@@ -171,6 +262,19 @@ def test_one_training_at_a_time_in_a_folder(tmp_path):
     assert not (tmp_path / LOCK_FILE).exists()
     with claimed(str(tmp_path)):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_a_file_system_has_no_locks_training_goes_on(tmp_path, monkeypatch, number):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    for _ in range(2):
+        with claimed(str(tmp_path)):
+            assert file_locks.awaited_lock(tmp_path / "other.lock", print, "waiting") is None
 
 
 def test_leftovers_of_a_killed_training_go(tmp_path):

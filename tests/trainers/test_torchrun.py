@@ -143,6 +143,15 @@ def test_without_torchrun_nothing_changes(monkeypatch):
         assert not torch.distributed.is_initialized()
 
 
+def test_a_single_process_of_torchrun_goes_on_after_a_restart(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with process_group(["501", "3d_fullres", "0"]) as (_, arguments):
+        assert arguments == ["501", "3d_fullres", "0", "--c"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "needle"),
     [

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 from tqdm import tqdm
 
@@ -32,6 +32,7 @@ from nnunet_dhc.core.annotation_value import (
 )
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, replace_file, replace_json
+from nnunet_dhc.nnunet.file_locks import held_lock
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder
 from nnunet_dhc.nnunet.network.predictor import pair_of, trained_predictor
 from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes, oriented
@@ -182,9 +183,8 @@ def _only_ranking(folder: Path) -> Iterator[None]:
         UserError: Another ranking holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock = held_lock(folder / _LOCK)
     except Timeout:
         raise UserError(
             f"another ranking is writing to {folder.parent}: wait for it, or choose another -o"
@@ -192,7 +192,8 @@ def _only_ranking(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def order_records(

@@ -6,12 +6,14 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from nnunet_dhc.nnunet.reliability.graceful_stop import within_seconds
 
 _POLL_S = 0.5
+_ALL_END_WITHIN_S = 3.0
 
 
 class ChildWatch:
@@ -28,7 +30,8 @@ class ChildWatch:
         self._explain = explain
         self._end = threading.Event()
         self._before = set(multiprocessing.active_children())
-        self._seen: set[Any] = set()
+        self._seen: dict[Any, float] = {}  # since when
+        self._ended: dict[Any, float] = {}
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> ChildWatch:
@@ -42,10 +45,23 @@ class ChildWatch:
 
     def died_from(self) -> int | None:
         """Number of the signal that ended a process, None as long as all are well."""
-        self._seen |= set(multiprocessing.active_children()) - self._before
-        # a pool ends its own workers with SIGTERM
-        codes = [process.exitcode for process in self._seen]
-        return next((-code for code in codes if code is not None and code < 0 and code != -signal.SIGTERM), None)
+        now = time.monotonic()
+        for process in set(multiprocessing.active_children()) - self._before:
+            self._seen.setdefault(process, now)
+        for process in self._seen:
+            if process.exitcode is not None:
+                self._ended.setdefault(process, now)
+        for process, ended in self._ended.items():
+            was_ended = process.exitcode < 0
+            if was_ended and (process.exitcode != -signal.SIGTERM or self._others_live_on(ended, now)):
+                return -process.exitcode
+        return None
+
+    def _others_live_on(self, ended: float, now: float) -> bool:
+        """A pool ends its own workers with SIGTERM, but all of them."""
+        return now - ended > _ALL_END_WITHIN_S and any(
+            since < ended and process not in self._ended for process, since in self._seen.items()
+        )
 
     def _watch(self) -> None:
         while not self._end.wait(_POLL_S):

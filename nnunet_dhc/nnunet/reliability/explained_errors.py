@@ -26,6 +26,8 @@ def explained(error: BaseException, output_folder: str | None, preprocess: str, 
         preprocess: nnU-Net's command that makes preprocessed cases.
         resume: The command that continues.
     """
+    if isinstance(error, UserError):
+        return error
     if isinstance(error, OSError):
         return _of_os_error(error, output_folder, preprocess, resume)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):

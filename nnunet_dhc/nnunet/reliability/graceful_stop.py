@@ -11,9 +11,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, NoReturn
 
 from nnunet_dhc.nnunet.reliability.last_line import say_last
 
@@ -22,6 +23,7 @@ _SIGNALS = tuple(
 )
 # Clusters kill what has not ended some seconds (Docker: 10, SLURM: 30) after SIGTERM.
 _CLEANING_LIMIT_S = 8.0
+_UNWINDING_LIMIT_S = 9.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -46,11 +48,18 @@ class StopSignals:
 
     Signals that are ignored (``nohup``, background jobs) stay ignored. Processes forked inside the block die from
     SIGTERM as before and ignore Ctrl-C, which reaches them, too: their parent ends them.
+
+    Args:
+        give_up: Called, in a thread of its own, if the exception has not come out of the block some seconds after the
+            signal: on its way a pool whose workers have died of the same signal can wait for them forever.
     """
 
     _innermost: StopSignals | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, give_up: Callable[[Stopped], None] | None = None) -> None:
+        self._give_up = give_up
+        self._stopped: SimpleQueue[Stopped | None] = SimpleQueue()  # a signal handler may put into it
+        self._came_out: SimpleQueue[None] = SimpleQueue()
         self._pid = os.getpid()
         self._before: dict[int, Any] = {}
         self._outer: StopSignals | None = None
@@ -65,15 +74,20 @@ class StopSignals:
                 if handler not in (signal.SIG_IGN, None):
                     self._before[number] = handler
                     signal.signal(number, self._handle)
+        if self._before and self._give_up is not None:
+            threading.Thread(target=self._watch, args=(self._give_up,), daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         StopSignals._innermost = self._outer
+        self._stopped.put(None)
+        self._came_out.put(None)
 
     def ignore(self) -> None:
-        """Let nothing interrupt what follows."""
+        """Let nothing interrupt what follows, nor give it up."""
+        self._came_out.put(None)
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
 
@@ -86,7 +100,21 @@ class StopSignals:
         if self._held:
             self._pending = number
         else:
-            raise Stopped(number)
+            self._stop(number)
+
+    def _stop(self, number: int) -> NoReturn:
+        stopped = Stopped(number)
+        self._stopped.put(stopped)
+        raise stopped
+
+    def _watch(self, give_up: Callable[[Stopped], None]) -> None:
+        stopped = self._stopped.get()
+        if stopped is None:
+            return
+        try:
+            self._came_out.get(timeout=_UNWINDING_LIMIT_S)
+        except Empty:
+            give_up(stopped)
 
     @classmethod
     @contextmanager
@@ -102,7 +130,7 @@ class StopSignals:
         finally:
             signals._held -= 1
         if signals._pending is not None and not signals._held:
-            raise Stopped(signals._pending)
+            signals._stop(signals._pending)
 
 
 def end_processes(started_before: Iterable[Any], streams: Iterable[Any]) -> None:
@@ -129,17 +157,21 @@ def end_processes(started_before: Iterable[Any], streams: Iterable[Any]) -> None
             stream._finish(timeout=2, force=True)
 
 
+def end_at_once(exit_code: int, last_line: str) -> None:
+    """End this process and those of multiprocessing without waiting for anything."""
+    try:
+        for process in multiprocessing.active_children():
+            process.kill()
+        say_last(last_line)
+    finally:
+        os._exit(exit_code)
+
+
 @contextmanager
 def within_seconds(exit_code: int, last_line: str, limit: float = _CLEANING_LIMIT_S) -> Iterator[None]:
     """End the process the hard way if cleaning up gets stuck."""
 
-    def give_up() -> None:
-        for process in multiprocessing.active_children():
-            process.kill()
-        say_last(last_line)
-        os._exit(exit_code)
-
-    timer = threading.Timer(limit, give_up)
+    timer = threading.Timer(limit, end_at_once, (exit_code, last_line))
     timer.daemon = True
     timer.start()
     try:

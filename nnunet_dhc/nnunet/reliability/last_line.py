@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from nnunet_dhc.errors import UserError
@@ -32,8 +34,13 @@ def end_with_one_line() -> None:
 
 def say_last(message: str) -> None:
     """Print the last line of a process on standard error, after all that is still buffered for standard output."""
-    sys.stdout.flush()
-    print(f"nnunet_dhc: {message}", file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):  # a pipe whose reader has ended, or a full disk; Python would try again at its end
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):
+        print(f"nnunet_dhc: {message}", file=sys.stderr, flush=True)
 
 
 def say_crashes() -> None:

@@ -26,14 +26,15 @@ class GuardedStream:
     def __init__(self, stream: Any, explain: Callable[[Exception, Sequence[Any]], Exception]) -> None:
         self.stream = stream
         self._explain = explain
-        self._workers: list[Any] = []
+        self._workers: Sequence[Any] = ()
 
     def __iter__(self) -> GuardedStream:
         return self
 
     def __next__(self) -> Any:
         if not self._workers:
-            self._workers = list(getattr(self.stream, "_processes", ()))  # gone when the stream reports an error
+            # the list itself, which the first batch fills; a stream that reports an error has another, empty one
+            self._workers = getattr(self.stream, "_processes", ())
         try:
             return next(self.stream)
         except Exception as error:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files
+from nnunet_dhc.nnunet.file_locks import held_lock
 
 LOCK_FILE = "dhc_training.lock"
 
@@ -27,22 +28,20 @@ def claimed(folder: str, rank: int = 0) -> Iterator[None]:
     if rank != 0:
         yield
         return
-    lock = FileLock(os.path.join(folder, LOCK_FILE))
     try:
-        lock.acquire(timeout=0)
+        lock = held_lock(os.path.join(folder, LOCK_FILE))
     except Timeout:
         raise UserError(
             f"Another training is writing to {folder}: wait for it or stop it; for a repeat, point nnUNet_results at "
             "another folder"
         ) from None
-    except NotImplementedError:
-        yield  # a file system without locks
-        return
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
-        lock.release()
+        if lock is not None:
+            if os.name != "nt":  # Windows removes no open file; filelock does it there
+                Path(lock.lock_file).unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
+            lock.release()
 
 
 def remove_unfinished(folder: str, rank: int = 0) -> None:

@@ -20,7 +20,13 @@ from nnunet_dhc.nnunet.reliability.child_watch import ChildWatch
 from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder, read_without_mapping, without_mapping
 from nnunet_dhc.nnunet.reliability.device_errors import require_device
 from nnunet_dhc.nnunet.reliability.explained_errors import explained
-from nnunet_dhc.nnunet.reliability.graceful_stop import Stopped, StopSignals, end_processes, within_seconds
+from nnunet_dhc.nnunet.reliability.graceful_stop import (
+    Stopped,
+    StopSignals,
+    end_at_once,
+    end_processes,
+    within_seconds,
+)
 from nnunet_dhc.nnunet.reliability.last_line import end_with_one_line, say_crashes, say_last
 from nnunet_dhc.nnunet.reliability.loading_failure import (
     GuardedStream,
@@ -106,7 +112,8 @@ class ReliableTrainer(nnUNetTrainer):
                 super().perform_actual_validation(save_probabilities)
             except (Stopped, RuntimeError) as error:
                 number = watch.died_from()
-                if number is not None:
+                was_sent_to_all = isinstance(error, Stopped) and error.number == number
+                if number is not None and not was_sent_to_all:
                     raise UserError(explain(number)) from error
                 if isinstance(error, (Stopped, torch.OutOfMemoryError)):
                     raise
@@ -148,7 +155,11 @@ class ReliableTrainer(nnUNetTrainer):
     def _ending_well(self, what: str) -> Iterator[None]:
         before = multiprocessing.active_children()
         say_crashes()
-        with StopSignals() as signals:
+
+        def give_up(stopped: Stopped) -> None:
+            end_at_once(stopped.exit_code, self._stopped_line(stopped, what))
+
+        with StopSignals(give_up) as signals:
             try:
                 yield
             except BaseException as error:
@@ -181,7 +192,7 @@ class ReliableTrainer(nnUNetTrainer):
         if self.local_rank != 0:
             return
         try:
-            with open(self.log_file, "a") as file:
+            with open(self.log_file, "a", encoding="utf-8", errors="backslashreplace") as file:
                 if not isinstance(error, Stopped):
                     file.write("".join(traceback.format_exception(error)))
                 file.write(f"{line}\n")

@@ -27,6 +27,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, sync_folder, temporary_path
+from nnunet_dhc.nnunet.file_locks import awaited_lock
 from nnunet_dhc.nnunet.network.model_folder import file_hash
 from nnunet_dhc.nnunet.network.predictor import trained_predictor
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, counted, name_some
@@ -37,7 +38,7 @@ from nnunet_dhc.nnunet.unlabeled.unlabeled_store import StoreEntry, UnlabeledSto
 CHECKPOINT = "checkpoint_final.pth"
 FOLDER = "unlabeled_next_stage"
 MANIFEST = "manifest.jsonl"
-_LOCK, _LOCK_POLL_S = "predicting.lock", 1.0
+_LOCK = "predicting.lock"
 
 
 def require_labeled_predictions(trainer: nnUNetTrainer, cases: FoldCases) -> None:
@@ -239,15 +240,11 @@ def _validating_folds(base: Path, cases: Sequence[str]) -> tuple[list[int], list
 @contextmanager
 def _lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Let one process (or rank) predict and the others wait."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"Another process is predicting unlabeled cases into {folder}; waiting for it.")
-        lock.acquire(poll_interval=_LOCK_POLL_S)
+    lock = awaited_lock(
+        folder / _LOCK, say, f"Another process is predicting unlabeled cases into {folder}; waiting for it."
+    )
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()

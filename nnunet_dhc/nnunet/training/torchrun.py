@@ -52,7 +52,7 @@ def process_group(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """
     global _device
     if not is_launched():
-        yield "nnunet_dhc train", list(arguments)
+        yield "nnunet_dhc train", _after_a_restart(arguments)  # torchrun may start a single process, too
         return
     device = _checked_device(arguments)
     arguments = _after_a_restart(arguments)

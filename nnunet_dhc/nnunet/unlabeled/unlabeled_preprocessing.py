@@ -13,6 +13,7 @@ from typing import Any
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files
+from nnunet_dhc.nnunet.file_locks import awaited_lock
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases, name_some
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob
 from nnunet_dhc.nnunet.unlabeled.leak_check import (
@@ -42,7 +43,6 @@ from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
 )
 
 LOCK_FILE = "preprocessing.lock"
-_LOCK_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -327,17 +327,11 @@ def _pool(
 @contextmanager
 def _only_one_process(folder: Path, say: Callable[[str], None]):
     """Hold the folder's lock; say once if another process has it. A killed process loses it by itself."""
-    from filelock import FileLock, Timeout
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_FILE)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"Another process is preprocessing unlabeled cases in {folder}; waiting for it.")
-            lock.acquire(poll_interval=_LOCK_POLL_S)
-    except (OSError, NotImplementedError) as error:
+        waiting = f"Another process is preprocessing unlabeled cases in {folder}; waiting for it."
+        lock = awaited_lock(folder / LOCK_FILE, say, waiting)
+    except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{folder} can't be written to ({reason}): unlabeled cases have to be preprocessed there."
@@ -346,7 +340,8 @@ def _only_one_process(folder: Path, say: Callable[[str], None]):
         remove_temporary_files(folder)
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def _from_environment(variable: str, dataset_name: str) -> str | None:
