@@ -39,7 +39,7 @@ from self_training import remove_cut_files
 from nnunet_dhc.demo.pipeline import training_seconds
 from nnunet_dhc.demo.small_plans import write_small_plans
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_file, replace_json
+from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.training.run_record import content_hash, installed_versions
 
 
@@ -47,12 +47,12 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
     """Raw data (linked), nnU-Net's planning and preprocessing, the split, and plans for every row."""
     raw, preprocessed = args.work / "raw" / args.data.name, args.work / "preprocessed" / args.data.name
     raw.parent.mkdir(parents=True, exist_ok=True)
-    if raw.is_symlink() and raw.resolve() != args.data:
+    if raw.is_symlink() and raw.resolve() != args.data.resolve():
         if raw.exists():
             raise UserError(f"--data {args.data}: {args.work} has runs on {raw.resolve()}: give another --work")
         raw.unlink()  # the data have moved
     if not raw.exists():
-        raw.symlink_to(args.data, target_is_directory=True)
+        raw.symlink_to(args.data.resolve(), target_is_directory=True)
     environment = {
         **os.environ,
         "nnUNet_raw": str(raw.parent),
@@ -70,11 +70,7 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
             check=True,
             stdout=sys.stderr,  # --print-commands prints commands alone
         )
-    fold = json.loads(args.split.read_text())[args.fold]
-    upper = {"train": fold["train"] + fold.get("unlabeled", []), "val": fold["val"]}
-    splits = preprocessed / "splits_final.json"
-    if not splits.is_file() or json.loads(splits.read_text()) != [fold, upper]:
-        replace_json(splits, [fold, upper])  # not anew each time: `compare` asks whether it is newer than a training
+    write_split(args, preprocessed / "splits_final.json")
     if not (preprocessed / f"{args.plans}.json").is_file():
         raise UserError(f"--plans {args.plans}: {preprocessed} has none; make them with nnUNetv2_plan_experiment")
     plans = json.loads((preprocessed / f"{args.plans}.json").read_text())["configurations"][args.configuration]
@@ -106,14 +102,20 @@ def prepare(args: argparse.Namespace, rows: list[Row]) -> None:
         )
 
 
-def refuse_another_split(args: argparse.Namespace) -> None:
-    """Raise where a work folder was used with another split: its runs read one file, also those still to be run."""
-    note = args.work / "split.hash"
-    split_hash = content_hash(json.loads(args.split.read_text())[args.fold])
-    if note.is_file() and note.read_text() != split_hash:
+def write_split(args: argparse.Namespace, splits: Path) -> None:
+    """Fold 0 as in the split, fold 1 with the labels of its unlabeled cases, too.
+
+    Raises:
+        UserError: Something was trained with another split: all runs read one file, also those still to be run.
+    """
+    fold = json.loads(args.split.read_text())[args.fold]
+    folds = [fold, {"train": fold["train"] + fold.get("unlabeled", []), "val": fold["val"]}]
+    if splits.is_file() and json.loads(splits.read_text()) == folds:
+        return  # not written anew: `compare` asks whether it is newer than a training
+    if any(args.work.glob("results/seed_*/*/*/fold_*/training_log_*")) or any(args.work.glob("two-stage/*/seed_*")):
         raise UserError(f"--split {args.split}, fold {args.fold}: {args.work} has runs of another split: give another "
                         "--work")
-    replace_file(note, split_hash.encode())
+    replace_json(splits, folds)
 
 
 def is_preprocessed(args: argparse.Namespace, preprocessed: Path) -> bool:
@@ -253,7 +255,7 @@ def main() -> int:
     parser.add_argument("--predict", action="store_true", help="predict imagesTs with each finished run")
     parser.add_argument("--print-commands", action="store_true", help="print the runs instead of running them")
     args = parser.parse_args()
-    args.work, args.data = args.work.absolute(), args.data.resolve()
+    args.work, args.data = args.work.absolute(), args.data.absolute()
     deadline = time() + 60 * args.minutes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     failed = False
@@ -263,7 +265,6 @@ def main() -> int:
         runs = [Run(row, seed, args) for seed in args.seeds for row in rows]
         args.work.mkdir(parents=True, exist_ok=True)
         with FileLock(args.work / "prepare.lock"):
-            refuse_another_split(args)
             for run in runs:
                 run.refuse_other_options()
             for run in runs:

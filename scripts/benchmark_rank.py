@@ -206,7 +206,8 @@ def _retrain(args: argparse.Namespace, model: ModelFolder, fold: int, result: di
             "labeled": cases, "epochs": args.retrain_epochs, "dataset": base.name, "configuration": args.c,
             "trainer": args.tr, "plans": args.p, "fold": fold,
         }
-        if note.is_file() and json.loads(note.read_text()) != made_from:
+        before = json.loads(note.read_text()) if note.is_file() else {}
+        if any(made_from.get(name) != value for name, value in before.items()):
             sys.exit(f"{root} was trained with other labels or options ({note}): give another -o, or remove it")
         root.mkdir(parents=True, exist_ok=True)
         replace_json(note, made_from)

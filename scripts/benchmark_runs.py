@@ -144,6 +144,7 @@ class Run:
             "dataset": args.data.name,
             "trainer": row.trainer,
             "settings": row.settings,
+            "times": row.times,
             "all_labels": row.all_labels,
             "epochs": None if row.as_long_as else round(args.epochs * row.times),
             "as_long_as": row.as_long_as,
@@ -157,7 +158,8 @@ class Run:
         return self.args.work / "options" / f"{self.row.label}_seed_{self.seed}.json"
 
     def _noted(self) -> dict:
-        return json.loads(self._note.read_text()) if self._note.is_file() else {}
+        notes = self._note, self.folder / "benchmark_options.json"  # the latter of work folders made until now
+        return next((json.loads(note.read_text()) for note in notes if note.is_file()), {})
 
     def refuse_other_options(self) -> None:
         """Raise if a run of this label and seed was started with other options.
@@ -168,8 +170,8 @@ class Run:
         before, now = self._noted(), self.options
         if not before or not self.has_started:
             return
-        if changed := [f"{name}: {before.get(name)} before, {now[name]} now" for name in now
-                       if before.get(name) != now[name]]:
+        if changed := [f"{name}: {before[name]} before, {value} now" for name, value in now.items()
+                       if before.get(name, value) != value]:
             raise UserError(
                 f"{self.row.label}, seed {self.seed}, was started with other options ({'; '.join(changed)}): give the "
                 "former ones, another label, or another --work"

@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return _run(build_parser().parse_args(argv))
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by whoever started this
+                sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -90,8 +91,10 @@ def _print_in_any_encoding(stream: TextIO) -> None:
 
 
 def _plain_dashes(error: UnicodeError) -> tuple[str | bytes, int]:
-    if isinstance(error, UnicodeEncodeError) and error.object[error.start] in "\N{MINUS SIGN}\N{EN DASH}\N{EM DASH}":
-        return "-", error.start + 1
+    if isinstance(error, UnicodeEncodeError):
+        if error.object[error.start] in "\N{MINUS SIGN}\N{EN DASH}\N{EM DASH}":
+            return "-", error.start + 1
+        error.end = error.start + 1  # the next one may be a dash
     return codecs.backslashreplace_errors(error)
 
 

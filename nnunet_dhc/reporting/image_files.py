@@ -87,12 +87,12 @@ def read_label_map(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
 
 def _read_picture(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     """As nnU-Net reads it: with the values 0 and 1 where a pixel has one bit, which are 0 and 255 for ITK."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as picture:
             voxels = np.asarray(picture)
-    except (OSError, UnidentifiedImageError) as error:
+    except Exception as error:  # each format has errors of its own
         raise UserError(f"{path} can't be read ({error}); is the file complete?") from None
     return voxels.astype(np.uint8) if voxels.dtype == bool else voxels, (1.0, 1.0)
 

@@ -38,13 +38,13 @@ def score_files(prediction: Path, reference: Path, labels: LabelSpace, protocol:
 
 
 def _check_labels(path: Path, voxels: NDArray[Any], labels: LabelSpace) -> None:
-    """Refuse what can't be a label map of this dataset, as a mask with 255 for its only structure is.
+    """Refuse a mask, whose only label is 255 or another one that the dataset doesn't have, and absurd numbers.
 
     Further labels beside those of the dataset are none of its structures, and no mistake.
     """
     largest = int(voxels.max()) if voxels.size else 0
-    known = labels.all_labels
-    if largest > _MAX_LABEL or (largest not in known and known.isdisjoint(np.unique(voxels[voxels > 0]).tolist())):
+    is_mask = largest not in labels.all_labels and not ((voxels > 0) & (voxels < largest)).any()
+    if largest > _MAX_LABEL or is_mask:
         raise UserError(f"{path} holds the label {largest}, which is not in dataset.json.")
 
 

@@ -253,6 +253,10 @@ def test_what_is_no_label_map_of_the_dataset_is_refused(tmp_path):
     Image.fromarray(np.stack([boxes()[2], boxes(1)[2], boxes(2)[2]], axis=-1)).save(tmp_path / "color.png")
     with pytest.raises(UserError, match=r"color\.png is a color picture"):
         score_files(tmp_path / "prediction.png", tmp_path / "color.png", LABELS, STANDARD)
+    others = boxes()[2] + 60 * (boxes()[2] > 0)  # none of this dataset's structures is in this scan
+    Image.fromarray(others.astype(np.uint8)).save(tmp_path / "others.png")
+    found = score_files(tmp_path / "prediction.png", tmp_path / "others.png", LABELS, STANDARD)
+    assert found["1"]["spurious"] and found["1"]["dice"] == 0.0
     more = boxes()[2].copy()
     more[-1, -1] = 77  # a structure that this dataset doesn't have
     Image.fromarray(more).save(tmp_path / "more.png")

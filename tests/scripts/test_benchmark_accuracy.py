@@ -100,11 +100,21 @@ def test_a_run_of_other_options_is_refused_and_kept(module, tmp_path):
         ("dhc=nnUNetTrainerDHC", {}, "settings: "),
         ("dhc=nnUNetTrainerCPS:lambda_max=3", {}, "trainer: "),  # whose predictions would have the same folder
         ("dhc=nnUNetTrainerDHC:lambda_max=3@all", {}, "all_labels: "),
+        ("dhc=nnUNetTrainerDHC:lambda_max=3*2", {}, "times: "),
         ("dhc=nnUNetTrainerDHC:lambda_max=3", {"configuration": "2d"}, "configuration: "),
     ):
         with pytest.raises(UserError, match=message):
             noted(row, **changed)
     noted("other=nnUNetTrainerDHC", epochs=9)
+
+
+def test_options_of_a_work_folder_of_earlier_are_known(module, tmp_path):
+    run = made_run(module, tmp_path, "dhc=nnUNetTrainerDHC")
+    run.folder.mkdir(parents=True)
+    (run.folder / "checkpoint_latest.pth").touch()
+    (run.folder / "benchmark_options.json").write_text(json.dumps({"epochs": 9, "iterations": 2}))
+    with pytest.raises(UserError, match=r"\(epochs: 9 before, 5 now\)"):
+        run.refuse_other_options()
 
 
 def test_a_run_as_long_as_another_goes_on_with_its_epochs(module, tmp_path):
@@ -128,12 +138,18 @@ def test_rows_whose_length_is_another_than_the_one_noted_are_refused(module, row
 
 def test_another_split_or_dataset_in_the_same_folder_is_refused(module, tiny_dataset, tmp_path):
     run = made_run(module, tmp_path, "a=nnUNetTrainerDHC")
+    splits = run.args.work / "splits_final.json"
     run.args.work.mkdir()
-    for _ in range(2):
-        module.refuse_another_split(run.args)
-    run.args.split.write_text(json.dumps([{**SPLIT[0], "train": ["case_4"]}]))
+    for train in (["case_3"], ["case_4"]):  # nothing has run with the former one
+        run.args.split.write_text(json.dumps([{**SPLIT[0], "train": train}]))
+        module.write_split(run.args, splits)
+    run.folder.mkdir(parents=True)
+    (run.folder / "training_log_2026_1_1_00_00_00.txt").touch()
+    module.write_split(run.args, splits)
+    run.args.split.write_text(json.dumps(SPLIT))
     with pytest.raises(UserError, match="has runs of another split"):
-        module.refuse_another_split(run.args)
+        module.write_split(run.args, splits)
+    assert json.loads(splits.read_text())[0]["train"] == ["case_4"]
     raw = run.args.work / "raw" / run.args.data.name
     raw.parent.mkdir()
     raw.symlink_to(tiny_dataset.raw)

@@ -56,11 +56,13 @@ class SubNetworkDice:
 
     def remembered(self) -> dict[str, dict[str, CaseDice]] | None:
         """Dice by network and case if all was predicted before, of this checkpoint and these references, else None."""
+        if not self.cache.is_file():
+            return None
         try:
             validation = self._validation_cases()
-        except UserError:  # the data are gone
+            cases = self._read(validation)["cases"]
+        except (UserError, OSError):  # the data are gone
             return None
-        cases = self._read(validation)["cases"]
         known = all(case in cases[name] for name in NETWORKS for case in validation.identifiers)
         return cases if known else None
 
@@ -99,10 +101,11 @@ class SubNetworkDice:
             content = json.loads(self.cache.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             content = {}
-        known = content["cases"] if content.get("checkpoint") == self._identity() else {}
+        identity = self._identity()
+        known = content["cases"] if content.get("checkpoint") == identity else {}
         unchanged = {case for case, source in sources.items() if content.get("sources", {}).get(case) == source}
         return {
-            "checkpoint": self._identity(),
+            "checkpoint": identity,
             "sources": sources,
             "cases": {
                 name: {case: dice for case, dice in known.get(name, {}).items() if case in unchanged}

@@ -32,6 +32,7 @@ class ChildWatch:
         self._before = set(multiprocessing.active_children())
         self._seen: dict[Any, float] = {}  # since when
         self._ended: dict[Any, float] = {}
+        self.has_raised = False  # whether the main thread was sent SIGTERM from here
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> ChildWatch:
@@ -67,6 +68,7 @@ class ChildWatch:
         while not self._end.wait(_POLL_S):
             number = self.died_from()
             if number is not None:
+                self.has_raised = True
                 with within_seconds(1, self._explain(number)):
                     signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
                     self._end.wait()

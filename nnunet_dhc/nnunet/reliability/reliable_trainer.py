@@ -112,7 +112,7 @@ class ReliableTrainer(nnUNetTrainer):
                 super().perform_actual_validation(save_probabilities)
             except (Stopped, RuntimeError) as error:
                 number = watch.died_from()
-                was_sent_to_all = isinstance(error, Stopped) and error.number == number
+                was_sent_to_all = isinstance(error, Stopped) and error.number == number and not watch.has_raised
                 if number is not None and not was_sent_to_all:
                     raise UserError(explain(number)) from error
                 if isinstance(error, (Stopped, torch.OutOfMemoryError)):

@@ -56,7 +56,7 @@ class TrainingData:
     def fingerprint(self) -> dict[str, str]:
         """Hashes that tell a resumed run whether its cases are still the same."""
         return {
-            "split_hash": content_hash([self.cases.labeled, self.cases.validation]),
+            "split_hash": content_hash([sorted(self.cases.labeled), sorted(self.cases.validation)]),
             "unlabeled_hash": content_hash(sorted(self.unlabeled)),
         }
 
@@ -77,8 +77,6 @@ class TrainingData:
             for what, cases in (("now with", sorted(set(cases_now) - set(recorded[role]))),
                                 ("now without", sorted(set(recorded[role]) - set(cases_now)))) if cases
         ]
-        if recorded and not differences:
-            return None  # the same cases in another order
         return (
             f"the list of cases ({', '.join(changed)}) is not what this run started with"
             + (f" ({'; '.join(differences)})" if differences else "") + "; it goes on with the new one"
