@@ -16,14 +16,13 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.training.configure_plans import parse_setting
 from nnunet_dhc.nnunet.training.run_record import content_hash
-from nnunet_dhc.trainers.lookup import is_trainer_name
+from nnunet_dhc.trainers.lookup import is_trainer_name, split_name
 
 _ROW = re.compile(
     r"(?P<label>[A-Za-z0-9-]+)=(?P<trainer>[\w-]+)(?::(?P<settings>[^@*~]*))?(?P<all>@all)?"
     r"(?:\*(?P<times>\d+(?:\.\d+)?))?(?:~(?P<as_long_as>[A-Za-z0-9-]+))?"
 )
 _COMMA = re.compile(r",(?=\w+=)")  # between settings, not within a list or an object of JSON
-_EPOCHS_SUFFIX = re.compile(r"_\d+epochs?$")
 _KEPT_EPOCHS = "epochs_of_as_long_as"
 _COUNTERS = {"num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"}
 STOCK, TWO_STAGE = "nnUNetTrainer", "two-stage"
@@ -53,7 +52,7 @@ class Row:
             raise UserError(
                 f"--rows {text}: stock nnU-Net takes the setting {OVERSAMPLE} alone, {TWO_STAGE} the setting trainer"
             )
-        if ours and (_EPOCHS_SUFFIX.search(match["trainer"]) or _COUNTERS & set(settings)):
+        if ours and (split_name(match["trainer"])[1] is not None or _COUNTERS & set(settings)):
             raise UserError(f"--rows {text}: the numbers of epochs and steps come from --epochs, *N and --iterations")
         if match["as_long_as"] and ours:
             raise UserError(

@@ -6,7 +6,8 @@ from __future__ import annotations
 import errno
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
@@ -34,6 +35,16 @@ def held_lock(path: str | os.PathLike) -> FileLock | None:
             return None
         raise
     return lock
+
+
+@contextmanager
+def released_at_end(lock: FileLock | None) -> Iterator[None]:
+    """Give a held lock back after a ``with`` block; nothing to do for None."""
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def awaited_lock(path: str | os.PathLike, say: Callable[[str], None], while_waiting: str) -> FileLock | None:

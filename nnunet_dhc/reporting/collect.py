@@ -56,8 +56,10 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
         if not found:
             raise UserError(f"{roots[0] / name / model} does not exist: train it with nnUNetv2_train "
                             f"{selection.dataset} {row.configuration} 0 -tr {row.trainer} -p {row.plans}.")
-        row.plans_hash = _content_hash(found[0] / "plans.json")
-        row.planned = _content_hash(found[0] / "plans.json", without=("plans_name", "nnunet_dhc"))
+        plans = _plans(found[0])
+        if plans is not None:
+            row.plans_hash = _content_hash(plans)
+            row.planned = _content_hash({key: plans[key] for key in plans.keys() - {"plans_name", "nnunet_dhc"}})
         models += found
         for repeat, folder in enumerate(found):
             row.runs += _runs(folder, repeat, selection.folds, preprocessed, unfinished)
@@ -346,10 +348,14 @@ def _splits(preprocessed: Path | None) -> list[dict[str, Any]]:
     return content if isinstance(content, list) else []
 
 
-def _content_hash(path: Path, without: Sequence[str] = ()) -> str | None:
+def _plans(model: Path) -> dict[str, Any] | None:
+    """The plans that a model was trained with; None where they can't be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content = {key: value for key, value in content.items() if key not in without}
-    except (OSError, json.JSONDecodeError, AttributeError):
+        content = json.loads((model / "plans.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
         return None
+    return content if isinstance(content, dict) else None
+
+
+def _content_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from nnunet_dhc.nnunet.health.health import Finding
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, default_folds, name_some, number_of_folds, read_fold_cases
 from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, refuse_invalid, settings_in
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase, list_image_folder, training_identifiers
-from nnunet_dhc.nnunet.unlabeled.unlabeled_store import BAD_CASES_FILE, EXCLUDED, READY, UnlabeledStore
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import BAD_CASES_FILE, EXCLUDED, READY, StoreEntry, UnlabeledStore
 
 
 def check_dataset(dataset: str | int) -> list[Finding]:
@@ -126,23 +126,21 @@ def _images_un(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[int
 
 def _stored_images_un(places: DatasetPlaces) -> int:
     """Scans of ``imagesUn`` that are ready, with the plans that have most of them."""
-    counts = [0]
+    counts = [sum(entry.status == READY and entry.origin == IMAGES_UN for entry in store) for store in _stores(places)]
+    return max(counts, default=0)
+
+
+def _stores(places: DatasetPlaces) -> Iterator[Collection[StoreEntry]]:
+    """What each store of unlabeled cases holds; a damaged one is said where the plans are."""
     for folder in places.preprocessed.glob("*_unlabeled"):
-        with suppress(UserError):  # said where the plans are
-            entries = UnlabeledStore(folder).entries.values()
-            counts.append(sum(entry.status == READY and entry.origin == IMAGES_UN for entry in entries))
-    return max(counts)
+        with suppress(UserError):
+            yield UnlabeledStore(folder).entries.values()
 
 
 def _excluded(places: DatasetPlaces, cases: Mapping[str, RawCase]) -> set[str]:
     """Scans that ``--skip-bad`` recorded as they are now, with any plans."""
-    excluded = set()
-    for folder in places.preprocessed.glob("*_unlabeled"):
-        with suppress(UserError):  # said where the plans are
-            entries = UnlabeledStore(folder).entries.values()
-            excluded |= {entry.identifier for entry in entries if entry.status == EXCLUDED
-                         and entry.identifier in cases and entry.sources == cases[entry.identifier].sources}
-    return excluded
+    return {entry.identifier for store in _stores(places) for entry in store if entry.status == EXCLUDED
+            and entry.identifier in cases and entry.sources == cases[entry.identifier].sources}
 
 
 def _plans(places: DatasetPlaces) -> tuple[dict[str, dict[str, Any]], list[Finding]]:

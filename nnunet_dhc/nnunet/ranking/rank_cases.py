@@ -32,7 +32,7 @@ from nnunet_dhc.core.annotation_value import (
 )
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, replace_file, replace_json
-from nnunet_dhc.nnunet.file_locks import held_lock
+from nnunet_dhc.nnunet.file_locks import held_lock, released_at_end
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder
 from nnunet_dhc.nnunet.network.predictor import pair_of, trained_predictor
 from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes, oriented
@@ -189,11 +189,8 @@ def _only_ranking(folder: Path) -> Iterator[None]:
         raise UserError(
             f"another ranking is writing to {folder.parent}: wait for it, or choose another -o"
         ) from None
-    try:
+    with released_at_end(lock):
         yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def order_records(

@@ -12,7 +12,7 @@ from filelock import Timeout
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files
-from nnunet_dhc.nnunet.file_locks import held_lock
+from nnunet_dhc.nnunet.file_locks import held_lock, released_at_end
 
 LOCK_FILE = "dhc_training.lock"
 
@@ -35,13 +35,12 @@ def claimed(folder: str, rank: int = 0) -> Iterator[None]:
             f"Another training is writing to {folder}: wait for it or stop it; for a repeat, point nnUNet_results at "
             "another folder"
         ) from None
-    try:
-        yield
-    finally:
-        if lock is not None:
-            if os.name != "nt":  # Windows removes no open file; filelock does it there
+    with released_at_end(lock):
+        try:
+            yield
+        finally:
+            if lock is not None and os.name != "nt":  # Windows removes no open file; filelock does it there
                 Path(lock.lock_file).unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
-            lock.release()
 
 
 def remove_unfinished(folder: str, rank: int = 0) -> None:

@@ -27,7 +27,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, sync_folder, temporary_path
-from nnunet_dhc.nnunet.file_locks import awaited_lock
+from nnunet_dhc.nnunet.file_locks import awaited_lock, released_at_end
 from nnunet_dhc.nnunet.network.model_folder import file_hash
 from nnunet_dhc.nnunet.network.predictor import trained_predictor
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, counted, name_some
@@ -240,11 +240,6 @@ def _validating_folds(base: Path, cases: Sequence[str]) -> tuple[list[int], list
 @contextmanager
 def _lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Let one process (or rank) predict and the others wait."""
-    lock = awaited_lock(
-        folder / _LOCK, say, f"Another process is predicting unlabeled cases into {folder}; waiting for it."
-    )
-    try:
+    waiting = f"Another process is predicting unlabeled cases into {folder}; waiting for it."
+    with released_at_end(awaited_lock(folder / _LOCK, say, waiting)):
         yield
-    finally:
-        if lock is not None:
-            lock.release()

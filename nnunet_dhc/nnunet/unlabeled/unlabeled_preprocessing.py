@@ -13,7 +13,7 @@ from typing import Any
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import remove_temporary_files
-from nnunet_dhc.nnunet.file_locks import awaited_lock
+from nnunet_dhc.nnunet.file_locks import awaited_lock, released_at_end
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases, name_some
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob
 from nnunet_dhc.nnunet.unlabeled.leak_check import (
@@ -336,12 +336,9 @@ def _only_one_process(folder: Path, say: Callable[[str], None]):
         raise UserError(
             f"{folder} can't be written to ({reason}): unlabeled cases have to be preprocessed there."
         ) from error
-    try:
+    with released_at_end(lock):
         remove_temporary_files(folder)
         yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def _from_environment(variable: str, dataset_name: str) -> str | None:
