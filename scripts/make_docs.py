@@ -234,7 +234,9 @@ def cli_page() -> str:
         NOTICE,
         "# Command line",
         "`nnunet_dhc <verb>`. Options are spelled as nnU-Net spells its own. Errors are one line on standard error "
-        "with exit code 2; `--debug` adds the traceback. Ctrl-C ends with exit code 130 and keeps what was finished.",
+        "with exit code 2; `--debug` adds the traceback. `train` and `predict` hand everything to nnU-Net's commands, "
+        "whose errors keep their traceback and exit code: a log of hours of work must show where it ended. Ctrl-C ends "
+        "with exit code 130 and keeps what was finished.",
         table(("Verb", "What it does"), [(f"[`{v}`](#nnunet_dhc-{v})", helps[v]) for v in verbs]),
     ]
     for verb, sub in verbs.items():

@@ -9,7 +9,7 @@ import io
 import os
 import sys
 from importlib import import_module
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from nnunet_dhc import __version__
 from nnunet_dhc._autoload import register
@@ -27,9 +27,16 @@ _SHOW_THE_LOOKUP = ("doctor", "env")  # as it is in the user's shell
 _PLAIN_DASHES = "nnunet_dhc_plain_dashes"
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line for each error, as all other errors have."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} -h\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Parser with one sub-parser per verb; importing it never imports torch."""
-    parser = argparse.ArgumentParser(prog="nnunet_dhc", description="Semi-supervised training for nnU-Net v2.")
+    parser = _Parser(prog="nnunet_dhc", description="Semi-supervised training for nnU-Net v2.")
     parser.add_argument("--version", action="version", version=f"nnunet_dhc {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
@@ -43,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=module.HELP, description=module.HELP)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(run=module.run, parser=sub)
     return parser
 
 
@@ -52,13 +59,21 @@ def main(argv: list[str] | None = None) -> int:
     _print_in_any_encoding(sys.stdout)
     try:
         try:
-            return _run(build_parser().parse_args(argv))
+            return _run(_parsed(argv))
         finally:
             if sys.stdout is not None:  # closed by whoever started this
                 sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; what no verb knows is the verb's error, not that of the whole command."""
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -78,6 +93,12 @@ def _run(args: argparse.Namespace) -> int:
             raise
         print(f"nnunet_dhc {args.verb}: {_in_one_line(error)}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if args.debug or "arguments" in args:
+            raise
+        print(f"nnunet_dhc {args.verb}: unexpected {type(error).__name__}: {_first_line(error)}; most likely a file is "
+              "damaged: --debug shows where it happened", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"nnunet_dhc {args.verb}: interrupted; what was finished is kept.", file=sys.stderr)
         return 130
@@ -96,6 +117,10 @@ def _plain_dashes(error: UnicodeError) -> tuple[str | bytes, int]:
             return "-", error.start + 1
         error.end = error.start + 1  # the next one may be a dash
     return codecs.backslashreplace_errors(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no reason given")
 
 
 def _in_one_line(error: OSError) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Alarms when a class dies out of the pseudo labels, or when the two networks have become one."""
+"""Alarms when a class dies out of a network's pseudo labels, or when the two networks have become one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MIN_LOGIT_GAP = 1e-3
+_NETWORKS = ("A", "B")
 
 
 class CollapseMonitor:
@@ -33,14 +34,14 @@ class CollapseMonitor:
             ", or lower lambda_max so that the labels outweigh the pseudo labels" if learns_from_pseudo_labels else ""
         )
         n = len(self.class_names)
-        self._epochs_without_pseudo_labels = [0] * n
+        self._epochs_without_pseudo_labels = {network: [0] * n for network in _NETWORKS}
         self._epochs_with_zero_dice = [0] * n
         self._epochs_as_one = 0
 
     def observe(
         self,
         labels_contain: Sequence[bool],
-        pseudo_label_share: Sequence[float],
+        pseudo_label_shares: tuple[Sequence[float], Sequence[float]],
         dice: Sequence[float],
         relative_logit_gap: float,
     ) -> list[str]:
@@ -48,7 +49,8 @@ class CollapseMonitor:
 
         Args:
             labels_contain: Whether the labels of the fold hold the class, one per foreground class.
-            pseudo_label_share: Share of the class in the pseudo labels of the epoch, in [0, 1] or NaN.
+            pseudo_label_shares: Share of the class in the pseudo labels of A and in those of B, in [0, 1] or NaN: what
+                is dead in one of them is never taught to the other.
             dice: Dice of the class in the epoch's validation, in [0, 1] or NaN.
             relative_logit_gap: Mean |logits A - logits B| over mean |logits|, or NaN.
 
@@ -58,7 +60,9 @@ class CollapseMonitor:
         Raises:
             ValueError: If a sequence does not have one value per class.
         """
-        given = {"labels_contain": labels_contain, "pseudo_label_share": pseudo_label_share, "dice": dice}
+        shares = dict(zip(_NETWORKS, pseudo_label_shares, strict=True))
+        given = {"labels_contain": labels_contain, "dice": dice}
+        given |= {f"pseudo_label_share of {network}": of_network for network, of_network in shares.items()}
         for name, values in given.items():
             if len(values) != len(self.class_names):
                 raise ValueError(f"{name} has {len(values)} values for {len(self.class_names)} classes")
@@ -66,10 +70,15 @@ class CollapseMonitor:
         n = self.patience_epochs
         for index, class_name in enumerate(self.class_names):
             contained = bool(labels_contain[index])
-            if self._count(self._epochs_without_pseudo_labels, index, contained, pseudo_label_share[index]):
+            without = [
+                network
+                for network, epochs in self._epochs_without_pseudo_labels.items()
+                if self._count(epochs, index, contained, shares[network][index])
+            ]
+            if without:
                 alarms.append(
-                    f"Class '{class_name}' has not appeared in the pseudo labels for {n} epochs although the labels "
-                    f"contain it: {self._remedy}."
+                    f"Class '{class_name}' has not appeared in the pseudo labels of {' and '.join(without)} for {n} "
+                    f"epochs although the labels contain it: {self._remedy}."
                 )
             if self._count(self._epochs_with_zero_dice, index, contained, dice[index]):
                 alarms.append(
@@ -99,7 +108,7 @@ class CollapseMonitor:
         """The counts, JSON-able."""
         return {
             "class_names": list(self.class_names),
-            "epochs_without_pseudo_labels": list(self._epochs_without_pseudo_labels),
+            "epochs_without_pseudo_labels": {k: list(v) for k, v in self._epochs_without_pseudo_labels.items()},
             "epochs_with_zero_dice": list(self._epochs_with_zero_dice),
             "epochs_as_one": self._epochs_as_one,
         }
@@ -112,6 +121,9 @@ class CollapseMonitor:
         """
         if list(state["class_names"]) != self.class_names:
             raise ValueError(f"this state watches {state['class_names']}, not {self.class_names}")
-        self._epochs_without_pseudo_labels = [int(v) for v in state["epochs_without_pseudo_labels"]]
+        without = state["epochs_without_pseudo_labels"]
+        if not isinstance(without, Mapping):  # checkpoints from before A was watched
+            without = {"A": [0] * len(self.class_names), "B": without}
+        self._epochs_without_pseudo_labels = {k: [int(v) for v in without[k]] for k in _NETWORKS}
         self._epochs_with_zero_dice = [int(v) for v in state["epochs_with_zero_dice"]]
         self._epochs_as_one = int(state["epochs_as_one"])

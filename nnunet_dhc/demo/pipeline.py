@@ -22,13 +22,15 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_file
 from nnunet_dhc.nnunet.health.dataset_places import id_of
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE
+from nnunet_dhc.nnunet.training.mirroring import stock_trainer
 from nnunet_dhc.nnunet.training.run_record import content_hash
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN
 from nnunet_dhc.reporting.run_files import logged_seconds
+from nnunet_dhc.trainers.dhc import nnUNetTrainerDHC
 
 PHANTOM_ID = 901
 PLANS, SMALL_PLANS = "nnUNetPlans", "nnUNetPlansDemo"
-STOCK, DHC, CONTROL = "nnUNetTrainer", "nnUNetTrainerDHC", "nnUNetTrainerPairSupervised"
+DHC, CONTROL = "nnUNetTrainerDHC", "nnUNetTrainerPairSupervised"
 CONFIGURATION, FOLD = "3d_fullres", "0"
 # Coarser than the phantom's own voxels: a patch of few voxels then sees enough of the body, on a CPU in minutes.
 _PHANTOM_SPACING = ("4", "2.4", "2.4")
@@ -58,26 +60,26 @@ def run_demo(options: DemoOptions) -> Path:
     logs = output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     device = _device(options.device)
-    trainers = [STOCK, DHC, *([CONTROL] if options.control else [])]
     environment = _environment(output, options.processes)
     dataset = _Dataset(options, output)
     if options.equal_time and not dataset.has_test_labels:
         raise UserError(f"--equal-time: {options.data} has no imagesTs and labelsTs, on which the longer training of "
                         "stock is compared: leave it out, or keep test cases aside")
-    rounds = len(trainers) + options.equal_time
+    rounds = 2 + options.control + options.equal_time
     steps = Steps(logs, 4 + rounds * (2 if dataset.has_test_labels else 1), environment)
     print(f"Demo in {output} on {device}: {options.epochs} epochs of {options.iterations} steps for each trainer.")
     print("A run that was stopped continues where it was.\n", flush=True)
 
     dataset.make(steps)
+    trainers = {"stock": dataset.stock, "DHC": DHC, **({"control": CONTROL} if options.control else {})}
     _plan(steps, dataset, options)
-    for trainer in trainers:
-        _train(steps, f"Train {_NAMES[trainer]}", trainer, dataset, options, device)
-    rows = {_NAMES[trainer]: (trainer, environment) for trainer in trainers}
+    for name, trainer in trainers.items():
+        _train(steps, f"Train {name}", trainer, dataset, options, device)
+    rows = {name: (trainer, environment) for name, trainer in trainers.items()}
     if options.equal_time:
-        rows[_EQUAL_TIME] = (STOCK, _train_at_equal_time(steps, dataset, options, device, output, environment))
+        rows[_EQUAL_TIME] = (dataset.stock, _train_at_equal_time(steps, dataset, options, device, output, environment))
     if not dataset.has_test_labels:
-        report = _compare_validation(steps, dataset, trainers, output)
+        report = _compare_validation(steps, dataset, list(trainers.values()), output)
     else:
         for name, (trainer, where) in rows.items():
             steps.environment = where
@@ -91,7 +93,6 @@ def run_demo(options: DemoOptions) -> Path:
     return report
 
 
-_NAMES = {STOCK: "stock", DHC: "DHC", CONTROL: "control"}
 _EQUAL_TIME = "stock-equal-time"
 # In a fold's folder: the options that its training was started with.
 _MADE_FROM = "demo_options.json"
@@ -115,6 +116,11 @@ class _Dataset:
     def has_test_labels(self) -> bool:
         """Whether test cases with labels are kept aside; without them, the validation cases are compared."""
         return self.source is None or all((self.source / name).is_dir() for name in ("imagesTs", "labelsTs"))
+
+    @property
+    def stock(self) -> str:
+        """nnU-Net's trainer that mirrors as DHC does, so that the comparison doesn't measure mirroring."""
+        return stock_trainer(json.loads((self.raw / "dataset.json").read_text(encoding="utf-8"))["labels"])
 
     @property
     def origin(self) -> object:
@@ -233,16 +239,17 @@ def _train(steps: Steps, title: str, trainer: str, dataset: _Dataset, options: D
 
     def prepare() -> list[str]:
         continues = _can_continue(folder, made_from)
-        return ["--c"] if continues and trainer != STOCK else []  # stock's command sees the checkpoint itself
+        return ["--c"] if continues and trainer != dataset.stock else []  # stock's command sees the checkpoint itself
 
     steps.command(title, command, prepare, epochs)
 
 
 def _training(trainer: str, dataset: _Dataset, options: DemoOptions, device: str, epochs: int) -> list[str]:
     common = [dataset.number, CONFIGURATION, FOLD, "-p", SMALL_PLANS, "-device", device]
-    if trainer == STOCK:
-        # nnU-Net has no option for a shorter schedule; this sets its counters and nothing else.
-        return ["python", "-m", "nnunet_dhc.demo.short_stock", *common, "--epochs", str(epochs), "--iterations",
+    if trainer == dataset.stock:
+        # nnU-Net has no option for a shorter schedule or for DHC's way of drawing patches; this sets nothing else.
+        return ["python", "-m", "nnunet_dhc.demo.short_stock", *common, "-tr", trainer, "--oversample-foreground",
+                str(nnUNetTrainerDHC.recipe.oversample_foreground), "--epochs", str(epochs), "--iterations",
                 str(options.iterations), "--val-iterations", str(_validation_steps(options))]
     return ["nnUNetv2_train", *common, "-tr", trainer]
 
@@ -273,12 +280,12 @@ def _fold_folder(trainer: str, dataset: _Dataset, environment: dict[str, str]) -
 def _train_at_equal_time(steps: Steps, dataset: _Dataset, options: DemoOptions, device: str, output: Path,
                          environment: dict[str, str]) -> dict[str, str]:
     """Stock with as many steps as fit into DHC's training time, in a results folder of its own."""
-    stock, dhc = (training_seconds(_fold_folder(trainer, dataset, environment)) for trainer in (STOCK, DHC))
+    stock, dhc = (training_seconds(_fold_folder(trainer, dataset, environment)) for trainer in (dataset.stock, DHC))
     epochs = max(options.epochs, round(options.epochs * dhc / stock))
     elsewhere = {**environment, "nnUNet_results": str(output / "results_equal_time")}
     Path(elsewhere["nnUNet_results"]).mkdir(exist_ok=True)
     steps.environment = elsewhere
-    _train(steps, "Train stock for DHC's wall-clock", STOCK, dataset, options, device, epochs)
+    _train(steps, "Train stock for DHC's wall-clock", dataset.stock, dataset, options, device, epochs)
     steps.environment = environment
     return elsewhere
 

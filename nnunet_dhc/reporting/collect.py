@@ -19,6 +19,7 @@ from nnunet_dhc.reporting.run_files import RunRecord, case_list, read_run, train
 from nnunet_dhc.reporting.structures import label_space, read_dataset_json
 
 _IN_SPLIT_AND_LOG = {"labeled": ("train", 0), "validation": ("val", 1)}
+_REPAIR_SPLIT = "put the file back that was trained with"
 _TRAINING = re.compile(r"(?:(?P<name>[^=@]+)=)?(?P<trainer>\w+)(?:@(?P<plans>[^@=]+))?")
 
 
@@ -341,11 +342,26 @@ def _optional_folder(variable: str, name: str) -> Path | None:
 
 
 def _splits(preprocessed: Path | None) -> list[dict[str, Any]]:
-    try:
-        content = json.loads((preprocessed / "splits_final.json").read_text(encoding="utf-8")) if preprocessed else []
-    except (OSError, json.JSONDecodeError):
+    """The folds of splits_final.json; none without that file.
+
+    Raises:
+        UserError: It is damaged, so that nobody can tell which cases stock nnU-Net was trained on.
+    """
+    path = preprocessed / "splits_final.json" if preprocessed else None
+    if path is None or not path.is_file():
         return []
-    return content if isinstance(content, list) else []
+    try:
+        content: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}): {_REPAIR_SPLIT}") from error
+    lists = [fold[key] for fold in content for key in fold] if _is_list_of(content, dict) else [None]
+    if not all(isinstance(cases, list) for cases in lists):
+        raise UserError(f"{path} is no list of folds with lists of cases: {_REPAIR_SPLIT}")
+    return content
+
+
+def _is_list_of(content: Any, kind: type) -> bool:
+    return isinstance(content, list) and all(isinstance(entry, kind) for entry in content)
 
 
 def _plans(model: Path) -> dict[str, Any] | None:

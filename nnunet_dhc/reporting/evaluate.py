@@ -99,9 +99,11 @@ class _Cache:
         self.scores: dict[str, Scores] = {}
         if self.path is not None and self.path.is_file():
             try:
-                self.scores = json.loads(self.path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError:
-                self.scores = {}
+                content = json.loads(self.path.read_text(encoding="utf-8"))
+            except ValueError:
+                content = None
+            if isinstance(content, dict):
+                self.scores = content
 
     def key(self, pair: Pair) -> str:
         parts: list[Any] = [self.what]

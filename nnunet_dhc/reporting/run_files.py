@@ -88,7 +88,7 @@ def read_run(folder: Path) -> RunRecord:
         record.parameters = parameter_count(found) if found else None
     stock = _read_training_logs(folder, record)
     if record.epochs:
-        record.epochs_done = int(record.epochs[-1].get("epoch", len(record.epochs) - 1)) + 1
+        record.epochs_done = record.epochs[-1]["epoch"] + 1
         timed = [_epoch_seconds(line) for line in record.epochs]
         if all(value is not None for value in timed):
             record.seconds = float(sum(value for value in timed if value is not None))
@@ -217,7 +217,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines only: a running training may be writing the last one."""
+    """Whole lines of an epoch only: a running training may be writing the last one."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
@@ -228,6 +228,6 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
             content = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(content, dict):
+        if isinstance(content, dict) and isinstance(content.get("epoch"), int):
             lines.append(content)
     return lines

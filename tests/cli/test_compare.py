@@ -83,6 +83,41 @@ def test_bad_dataset_json_is_one_line(tmp_path, capsys, content, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("content", ["[1, 2]", '[{"train": 3, "val": null}]', '{"a": 1}', "[{"])
+def test_damaged_split_is_one_line(tree, tmp_path, capsys, content):
+    tree.add_stock(shift=3).add_pair("nnUNetTrainerDHC", shift=1)
+    split, = tree.preprocessed.rglob("splits_final.json")
+    split.write_text(content)
+    assert main(["compare", "-d", "901", "-tr", "nnUNetTrainer", "nnUNetTrainerDHC", "-np", "1", "-o",
+                 str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nnunet_dhc compare: {split} ") and error.endswith("that was trained with\n")
+    assert error.count("\n") == 1
+
+
+def test_damaged_logs_and_caches_are_no_obstacle(tree, tmp_path, capsys):
+    tree.add_stock(shift=3).add_pair("nnUNetTrainerDHC", shift=1)
+    for log in tree.results.rglob("dhc_log.jsonl"):
+        log.write_text(log.read_text() + '{"epoch": "x"}\n')
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".metrics_cache.json").write_text("[]")
+    assert main(["compare", "-d", "901", "-tr", "nnUNetTrainer", "nnUNetTrainerDHC", "-np", "1", "-o", str(out)]) == 0
+    assert "nnUNetTrainerDHC is better than nnUNetTrainer on these 8 cases" in capsys.readouterr().out
+
+
+def test_unforeseen_error_is_one_line_and_a_traceback_with_debug(tree, tmp_path, capsys):
+    tree.add_pair("nnUNetTrainerDHC")
+    for record in tree.results.rglob("dhc_run.json"):
+        record.write_text('{"warnings": 3}')
+    arguments = ["report", "-d", "901", "-tr", "nnUNetTrainerDHC", "-f", "0", "-np", "1", "-o", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("nnunet_dhc report: unexpected TypeError: ") and error.count("\n") == 1
+    with pytest.raises(TypeError):
+        main([*arguments, "--debug"])
+
+
 @pytest.mark.parametrize("verb", ["compare", "report"])
 def test_output_that_is_a_file(tmp_path, capsys, verb):
     (tmp_path / "out").touch()

@@ -17,11 +17,13 @@ def _monitor() -> CollapseMonitor:
 def _observe(
     monitor: CollapseMonitor,
     share: float = 0.1,
+    share_a: float | None = None,
     dice: float = 0.5,
     gap: float = 0.3,
     contained: bool = True,
 ) -> list[str]:
-    return monitor.observe([True, contained], [0.5, share], [0.9, dice], gap)
+    shares = ([0.5, share if share_a is None else share_a], [0.5, share])
+    return monitor.observe([True, contained], shares, [0.9, dice], gap)
 
 
 def test_class_without_pseudo_labels() -> None:
@@ -29,6 +31,19 @@ def test_class_without_pseudo_labels() -> None:
     alarms = [_observe(monitor, share=0.0) for _ in range(6)]
     assert [len(a) for a in alarms] == [0, 0, 1, 0, 0, 0]
     assert "'gallbladder'" in alarms[2][0] and "pseudo labels" in alarms[2][0] and "\n" not in alarms[2][0]
+
+
+def test_network_whose_pseudo_labels_lack_the_class_is_named() -> None:
+    monitor = _monitor()
+    assert [_observe(monitor, share_a=0.0) for _ in range(2)] == [[], []]
+    (alarm,) = _observe(monitor, share=0.0, share_a=0.0)
+    assert "pseudo labels of A for 3 epochs" in alarm
+    assert not _observe(monitor, share=0.0)
+    (alarm,) = _observe(monitor, share=0.0)
+    assert "pseudo labels of B for 3 epochs" in alarm
+    monitor = _monitor()
+    (alarm,) = [_observe(monitor, share=0.0) for _ in range(3)][-1]
+    assert "pseudo labels of A and B for 3 epochs" in alarm
 
 
 def test_class_with_dice_zero() -> None:
@@ -78,6 +93,9 @@ def test_resume() -> None:
     resumed = _monitor()
     resumed.load_state_dict(state)
     assert len(_observe(resumed, share=0.0, gap=0.0)) == 2
+    of_b_alone = {**state, "epochs_without_pseudo_labels": state["epochs_without_pseudo_labels"]["B"]}
+    resumed.load_state_dict(of_b_alone)  # as older checkpoints have it
+    assert len(_observe(resumed, share=0.0, gap=0.0)) == 2
     with pytest.raises(ValueError, match="watches"):
         CollapseMonitor(["liver"], 3).load_state_dict(state)
 
@@ -86,4 +104,6 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="patience_epochs"):
         CollapseMonitor(["liver"], 0)
     with pytest.raises(ValueError, match="dice has 1 values for 2 classes"):
-        _monitor().observe([True, True], [0.1, 0.1], [0.1], 0.1)
+        _monitor().observe([True, True], ([0.1, 0.1], [0.1, 0.1]), [0.1], 0.1)
+    with pytest.raises(ValueError, match="pseudo_label_share of A has 1 values for 2 classes"):
+        _monitor().observe([True, True], ([0.1], [0.1, 0.1]), [0.1, 0.1], 0.1)

@@ -188,6 +188,12 @@ def test_another_source_of_the_same_name_replaces_the_links(tmp_path):
         pipeline._Dataset(pipeline.DemoOptions(data=dataset.raw), tmp_path / "out")._link()
 
 
+def _write_names_of_labels(raw: Path, number: int, *_) -> None:
+    folder = raw / f"Dataset{number}_AbdomenPhantom"
+    folder.mkdir(exist_ok=True)
+    (folder / "dataset.json").write_text('{"labels": {"background": 0, "left_kidney": 1, "right_kidney": 2}}')
+
+
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
     """Commands that the demo would run; trainings leave a checkpoint and predictions a file named by the options."""
@@ -196,7 +202,7 @@ def commands(tmp_path, monkeypatch):
     def run(steps: Steps, words: list[str], epochs: int) -> None:
         seen.append(words)
         if "short_stock" in words[2] or words[0] == "nnUNetv2_train":
-            trainer = words[words.index("-tr") + 1] if "-tr" in words else "nnUNetTrainer"
+            trainer = words[words.index("-tr") + 1]
             number = next(word for word in words if word.isdecimal())
             fold, = Path(steps.environment["nnUNet_results"]).glob(f"Dataset{number}_*/{trainer}__*/fold_0")
             (fold / "checkpoint_final.pth").touch()
@@ -207,7 +213,7 @@ def commands(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Steps, "_run", run)
     monkeypatch.setattr(Steps, "show", lambda *_: None)
-    monkeypatch.setattr(pipeline, "write_dataset", lambda *_: None)
+    monkeypatch.setattr(pipeline, "write_dataset", _write_names_of_labels)
     monkeypatch.setattr(pipeline, "write_small_plans", lambda *_, **__: None)
     return seen
 
@@ -251,9 +257,24 @@ def test_predictions_of_another_dataset_do_not_stay(tmp_path, commands):
     source = tmp_path / "Dataset123_Mine"
     for folder in ("imagesUn", "imagesTs", "labelsTs"):
         (source / folder).mkdir(parents=True)
-    (source / "dataset.json").write_text("{}")
+    (source / "dataset.json").write_text('{"labels": {"background": 0, "tumor": 1}}')
+    commands.clear()
     pipeline.run_demo(replace(options, data=source))
     assert [path.name for path in (tmp_path / "demo" / "predictions" / "DHC").iterdir()] == ["case_of_123.nii.gz"]
+    assert _stock_trainers(commands) == ["nnUNetTrainer"]  # DHC mirrors there, too
+
+
+def _stock_trainers(commands: list[list[str]]) -> list[str]:
+    return [words[words.index("-tr") + 1] for words in commands if words[0] == "python"]
+
+
+def test_stock_is_trained_and_longer_without_mirroring_where_dhc_is(tmp_path, commands, monkeypatch):
+    monkeypatch.setattr(pipeline, "training_seconds", lambda folder: 3.0 if "DHC" in str(folder) else 1.0)
+    pipeline.run_demo(pipeline.DemoOptions(tmp_path / "demo", device="cpu", equal_time=True))
+    assert _stock_trainers(commands) == ["nnUNetTrainerNoMirroring"] * 2
+    stock = [words for words in commands if words[0] == "python"]
+    assert [words[words.index("--epochs") + 1] for words in stock] == ["10", "30"]
+    assert {words[words.index("--oversample-foreground") + 1] for words in stock} == {"0.33"}
 
 
 @pytest.mark.slow

@@ -107,7 +107,8 @@ def test_skip_bad_excludes_them_for_training_too(tiny_dataset):
     again = update(tiny_dataset)
     assert again.identifiers == tiny_dataset.unlabeled
     assert again.excluded == pool.excluded
-    assert any("Bad scans are excluded" in note for note in again.notes)
+    note, = (note for note in again.notes if note.startswith("Bad scans are excluded ("))
+    assert f"): {sorted(faults)[0]}, " in note and note.endswith("bad_cases.json lists all.")
     add(tiny_dataset, "later_0000", make_scan(501)[0])
     assert "later" in update(tiny_dataset).identifiers
     assert set(json.loads((store_folder(tiny_dataset) / "bad_cases.json").read_text())) == set(faults)

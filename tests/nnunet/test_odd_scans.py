@@ -107,7 +107,7 @@ def test_odd_scans_are_noted_at_every_start(tiny_dataset):
     write_image(tiny_dataset.images_un / "coarse_0000.nii.gz", make_scan(70)[0], (1.0, 1.0, 9.0))
     for _ in range(2):
         pool = update(tiny_dataset)
-        assert "coarse" in pool.identifiers
+        assert "coarse" in pool.identifiers and pool.odd == {"coarse": "spacing 1x1x9 mm"}
         assert pool.notes == [
             "Some unlabeled scans look unlike the labeled ones, please check: coarse (spacing 1x1x9 mm)."
         ]

@@ -118,6 +118,9 @@ def test_list_of_an_unknown_trainer_says_where_the_names_are(capsys):
     assert "nnunet_dhc methods" in capsys.readouterr().err
 
 
+NO_ARCHITECTURE = {"network_class_name": "x.Y", "arch_kwargs": {}, "_kw_requires_import": []}
+
+
 def test_configure_writes_plans_under_a_new_identifier(tiny_dataset, capsys):
     arguments = ["configure", "-d", "999", "-p", "nnUNetPlansTiny", "-o", "Mine"]
     assert main([*arguments, "--set", "lambda_max=0.2", "--set", "weighting_b=simis"]) == 0
@@ -135,11 +138,11 @@ def test_configure_writes_plans_under_a_new_identifier(tiny_dataset, capsys):
 def test_architecture_of_b_in_one_configuration_leaves_that_of_another(tiny_dataset):
     plans = tiny_dataset.plans_content()
     plans["configurations"]["3d_lowres"] = plans["configurations"]["3d_fullres"]
-    for name, features in ((TINY_PLANS, None), ("Wide", [16, 32])):
+    for name, width in ((TINY_PLANS, 1), ("Wide", 2)):
         changed = deepcopy({**plans, "plans_name": name})
-        if features:
-            for configuration in ("3d_fullres", "3d_lowres"):
-                changed["configurations"][configuration]["architecture"]["arch_kwargs"]["features_per_stage"] = features
+        for configuration in ("3d_fullres", "3d_lowres"):
+            arguments = changed["configurations"][configuration]["architecture"]["arch_kwargs"]
+            arguments["features_per_stage"] = [width * features for features in arguments["features_per_stage"]]
         (tiny_dataset.preprocessed / f"{name}.json").write_text(json.dumps(changed))
     arguments = ["configure", "-d", "999", "--architecture-b-from", "Wide"]
     assert main([*arguments, "-p", TINY_PLANS, "-o", "One", "-c", "3d_fullres"]) == 0
@@ -164,6 +167,11 @@ def test_architecture_of_b_in_one_configuration_leaves_that_of_another(tiny_data
         (["-o", "Mine", "-tr", "nnUNetTrainer"], "-tr nnUNetTrainer: no trainer of this package"),
         (["-o", "Mine", "--set", 'weighting_a_options={"momentum": 0.95}'], "for nnUNetTrainerDHC (-tr names another"),
         (["-o", "Mine", "-tr", "nnUNetTrainerCPS", "--set", "teacher_momentum=0.9"], "for nnUNetTrainerCPS"),
+        (
+            ["-o", "Mine", "--set", f"architecture_b={json.dumps({'3d_fullres': NO_ARCHITECTURE})}"],
+            "Mine.json: architecture_b of 3d_fullres can't be built (ImportError: ",
+        ),
+        (["-o", "Mine", "--set", "ramp_lag_epochs=0.5"], "ramp_lag_epochs = 0.5 of nnunet_dhc must be an integer from"),
     ],
 )
 def test_configure_refuses_in_one_line(tiny_dataset, capsys, arguments, message):

@@ -31,6 +31,20 @@ def test_help_names_every_verb(capsys):
     assert all(f"\n    {verb}" in printed for verb in command.VERBS)
 
 
+@pytest.mark.parametrize(("words", "message"), [
+    ([], "nnunet_dhc: the following arguments are required: VERB; see nnunet_dhc -h"),
+    (["split"], "nnunet_dhc split: the following arguments are required: -d; see nnunet_dhc split -h"),
+    (["compare", "-d", "501", "--foo"], "nnunet_dhc compare: unrecognized arguments: --foo; see nnunet_dhc compare -h"),
+    (["split", "-d", "501", "-np", "0"],
+     "nnunet_dhc split: argument -np: 0 is no number from 1 on; see nnunet_dhc split -h"),
+])
+def test_wrong_arguments_are_one_line(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(words)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"{message}\n"
+
+
 def test_verbs_and_files_match():
     files = {path.stem.rstrip("_") for path in Path(command.__file__).parent.glob("[!_]*.py")} - {"main"}
     assert files == set(command.VERBS)

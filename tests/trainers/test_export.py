@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -251,6 +252,25 @@ def test_refused(trained, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         export_model(request(**changes), tmp_path / "model", CPU)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("plans.json", "[]", "plans.json holds no JSON object: train again, or copy the file back"),
+        ("plans.json", "{}", 'plans.json is no plans file, it has no "configurations": train again, or copy'),
+        (
+            "plans.json",
+            '{"configurations": {}, "plans_name": "", "image_reader_writer": ""}',
+            "plans.json has no configuration 3d_fullres: train again, or copy",
+        ),
+        ("dataset.json", "{}", "dataset.json has no labels, file_ending, channel_names: "),
+    ],
+)
+def test_damaged_files_of_the_model_are_named(trained, tmp_path, name, content, message):
+    (model_path(trained) / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(message)):
+        export_model(request("A"), tmp_path / "model", CPU)
 
 
 def test_data_that_are_gone_are_named(trained, tmp_path):

@@ -16,6 +16,7 @@ from tiny_data import make_scan, write_image
 from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, parameters
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.health import health
 from nnunet_dhc.nnunet.network import cotrained_pair
 from nnunet_dhc.nnunet.training import pair_trainer
 from nnunet_dhc.nnunet.training.run_files import RunFiles, seconds_per_step, waiting_warning
@@ -130,6 +131,7 @@ def test_files_of_a_run(tiny_dataset):
         assert line["seconds"]["forward"] > 0 and line["seconds"]["backward"] > 0
     run = json.loads((folder / "dhc_run.json").read_text())
     assert run["counts"] == {"labeled": 2, "validation": 1, "unlabeled": 5}
+    assert run["excluded_cases"] == run["odd_cases"] == {}
     assert sorted(run["cases"]["unlabeled"]) == sorted(FOLD["unlabeled"] + tiny_dataset.unlabeled)
     assert run["seed"] == 7 and run["finished"] and run["recipe"]["lambda_max"] == 1
     assert (folder / "dhc_progress.png").read_bytes().startswith(b"\x89PNG")
@@ -456,3 +458,10 @@ def test_no_alarm_for_a_class_that_nobody_labeled(tiny_dataset, monkeypatch):
     trainer.run_training()
     alarms = " ".join(log_lines(trainer)[0]["alarms"])
     assert "'middle'" in alarms and "'small'" not in alarms
+
+
+def test_another_nnunet_is_refused_before_anything_is_written(tiny_dataset, monkeypatch):
+    monkeypatch.setattr(health, "supported_range", lambda _: "<0.1")
+    with pytest.raises(UserError, match=r'nnunetv2 .* is not supported: pip install "nnunetv2<0.1"'):
+        make_trainer(tiny_dataset)
+    assert not list(tiny_dataset.results.glob("*"))

@@ -80,11 +80,10 @@ def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Find
                                                   f"({len(gone)} such files)",
                             "bring the files back, or correct dataset.json")], identifiers
     if unlabeled:
-        images, target = places.raw / "imagesTr", shlex.quote(str(places.raw / IMAGES_UN))
-        files = f"{shlex.quote(f'{images}/{unlabeled[0]}_')}????{dataset_json['file_ending']}"
-        return [Finding("broken", "raw data", f"no label for {name_some(unlabeled, 3)} in {images}",
-                        f"label such scans, or move each of them to {IMAGES_UN}: mkdir -p {target}; mv {files} "
-                        f"{target}")], identifiers
+        return [Finding("broken", "raw data", f"no label for {name_some(unlabeled, 3)} in {places.raw / 'imagesTr'}",
+                        f"label such scans, or move them to {IMAGES_UN} (this shows how; without echo it does it): "
+                        + _move_scans_without_labels(places.raw, dataset_json["file_ending"]))
+                ], [case for case in identifiers if case not in unlabeled]
     classes = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
     text = f"{places.raw}: {len(identifiers)} cases with labels, {len(classes)} classes"
     if dataset_json.get("numTraining") not in (None, len(identifiers)):
@@ -92,6 +91,13 @@ def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Find
         return [Finding("broken", "raw data", text,
                         "correct it; scans without labels belong to imagesUn, not to imagesTr")], identifiers
     return [Finding("ok", "raw data", text)], identifiers
+
+
+def _move_scans_without_labels(raw: Path, ending: str) -> str:
+    """Shell commands, in the raw folder."""
+    return (f"cd {shlex.quote(str(raw))}; mkdir -p {IMAGES_UN}; for f in imagesTr/*_0000{ending}; do "
+            f'c=$(basename "$f" _0000{ending}); [ -e labelsTr/"$c{ending}" ] || echo mv imagesTr/"$c"_????{ending} '
+            f"{IMAGES_UN}; done")
 
 
 def _labels_of(raw: Path, identifiers: list[str], dataset_json: dict[str, Any]) -> dict[str, Path]:

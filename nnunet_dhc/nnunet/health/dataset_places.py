@@ -45,7 +45,16 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: run nnUNetv2_plan_and_preprocess")
-    return _complete(path, _read_object(path, "repair it"))
+    return read_dataset_json_file(path, "repair it")
+
+
+def read_dataset_json_file(path: Path, remedy: str) -> dict[str, Any]:
+    """A dataset.json anywhere, such as the one of a trained model.
+
+    Raises:
+        UserError: As in `read_dataset_json`; the message of a file that can't be read ends with the remedy.
+    """
+    return _complete(path, _read_object(path, remedy))
 
 
 def read_plans(preprocessed_dataset_folder: str | Path, identifier: str) -> dict[str, Any]:
@@ -57,11 +66,19 @@ def read_plans(preprocessed_dataset_folder: str | Path, identifier: str) -> dict
     path = Path(preprocessed_dataset_folder) / f"{identifier}.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist: run nnUNetv2_plan_and_preprocess first, or correct the identifier")
-    remedy = "make it again with nnUNetv2_plan_experiment"
+    return read_plans_file(path, "correct the identifier, or make it again with nnUNetv2_plan_experiment")
+
+
+def read_plans_file(path: Path, remedy: str) -> dict[str, Any]:
+    """A plans file anywhere, such as the one of a trained model.
+
+    Raises:
+        UserError: It is missing or damaged; the message ends with the remedy.
+    """
     plans = _read_object(path, remedy)
     for key in ("configurations", "plans_name", "image_reader_writer"):
         if key not in plans:
-            raise UserError(f'{path} is no plans file, it has no "{key}": correct the identifier, or {remedy}')
+            raise UserError(f'{path} is no plans file, it has no "{key}": {remedy}')
     if not isinstance(plans["configurations"], dict):
         raise UserError(f'{path}: "configurations" must be a JSON object: {remedy}')
     return plans

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlparse
 
 import nnunet_dhc
 from nnunet_dhc._autoload import shim_folder
+from nnunet_dhc.errors import UserError
 
 PATH_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _PROBE_TRAINER = "nnUNetTrainerDHC"
@@ -98,20 +99,30 @@ def _editable_checkout(distribution: metadata.Distribution) -> Path | None:
     return Path(unquote(urlparse(origin["url"]).path))
 
 
-def check_versions() -> list[Finding]:
-    """Versions of nnunetv2 and torch that are not supported, or known to be slow; a training begins with these."""
+def notes_on_torch() -> list[Finding]:
+    """A version of torch that is not supported, or known to be slow; a training begins with these."""
     import torch
 
-    findings = [_version_finding(name, version, name) for name, version in (
-        ("nnunetv2", metadata.version("nnunetv2")), ("torch", torch.__version__))]
-    return [finding for finding in (*findings, *_slow_torch(torch.__version__)) if finding.status != "ok"]
+    findings = [_version_finding("torch", torch.__version__, "torch"), *_slow_torch(torch.__version__)]
+    return [finding for finding in findings if finding.status != "ok"]
+
+
+def require_supported_nnunet() -> None:
+    """Refuse another nnU-Net than the one whose methods are overridden here, before anything is read or written.
+
+    Raises:
+        UserError: Names the version that is installed and the command that installs a supported one.
+    """
+    found = _version_finding("nnunetv2", metadata.version("nnunetv2"), "nnunetv2")
+    if found.status == "broken":
+        raise UserError(f"{found.subject} {found.text}: {found.remedy}")
 
 
 def _slow_torch(version: str) -> list[Finding]:
     if not version.startswith("2.9."):
         return []
     return [Finding("note", "torch", "2.9 runs 3D convolutions under AMP about 4 times slower",
-                    "install torch 2.8, or 2.10 and later")]
+                    'pip install "torch>=2.10", or for CUDA the one of your system (pytorch.org)')]
 
 
 def check_torch() -> list[Finding]:

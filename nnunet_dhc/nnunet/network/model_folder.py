@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.dataset_places import datasets_named
+from nnunet_dhc.nnunet.health.dataset_places import datasets_named, read_dataset_json_file, read_plans_file
+
+_REPAIR = "train again, or copy the file back"
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,17 @@ class ModelFolder:
 
     @property
     def plans(self) -> dict[str, Any]:
-        return self._json("plans.json")
+        return read_plans_file(self.path / "plans.json", _REPAIR)
 
     @property
     def dataset_json(self) -> dict[str, Any]:
-        return self._json("dataset.json")
+        return read_dataset_json_file(self.path / "dataset.json", _REPAIR)
 
     def managers(self) -> tuple[PlansManager, ConfigurationManager]:
-        plans_manager = PlansManager(self.plans)
+        plans = self.plans
+        if self.configuration not in plans["configurations"]:
+            raise UserError(f"{self.path / 'plans.json'} has no configuration {self.configuration}: {_REPAIR}")
+        plans_manager = PlansManager(plans)
         return plans_manager, plans_manager.get_configuration(self.configuration)
 
     def fold_folder(self, fold: int | str) -> Path:
@@ -67,13 +71,6 @@ class ModelFolder:
             there.remove("all")  # its validation cases were trained on, so it doesn't go together with the others
         remedy = f"train them, or use -f {' '.join(there)}" if there else "train first, or give another -chk"
         raise UserError(f"{self.path} has no {name} of fold {', '.join(missing)}: {remedy}")
-
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} can't be read ({error}): train again, or copy the file back") from error
 
 
 def find_model_folder(dataset: str | int, trainer: str, plans_identifier: str, configuration: str) -> ModelFolder:

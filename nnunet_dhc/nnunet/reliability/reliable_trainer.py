@@ -15,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.health.health import require_supported_nnunet
 from nnunet_dhc.nnunet.reliability.changed_plans import changed_plans
 from nnunet_dhc.nnunet.reliability.child_watch import ChildWatch
 from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder, read_without_mapping, without_mapping
@@ -55,6 +56,7 @@ class ReliableTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ):
         end_with_one_line()
+        require_supported_nnunet()
         require_device(device)
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)

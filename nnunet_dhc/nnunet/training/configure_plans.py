@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
 from nnunet_dhc.nnunet.training.objective import make_weighting
-from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, Recipe, overridden, settings_in
+from nnunet_dhc.nnunet.training.recipe import ARCHITECTURE_KEYS, PLANS_KEY, Recipe, overridden, settings_in
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -59,7 +62,7 @@ def configure_plans(
 
     Raises:
         UserError: No such dataset, missing, damaged or existing plans file, unknown setting or value, an architecture
-            that does not fit.
+            that does not fit or can't be built.
     """
     folder = locate_dataset(dataset_name_or_id).preprocessed
     if not re.fullmatch(r"[\w.-]+", new_identifier) or "__" in new_identifier:
@@ -87,6 +90,8 @@ def configure_plans(
         raise UserError(
             f"{target}: architecture_b names configuration {', '.join(unknown)}, which {plans_identifier} doesn't have"
         )
+    for name, architecture in ours.get("architecture_b", {}).items():
+        _require_buildable(architecture, f"{target}: architecture_b of {name}")
     new_plans = deepcopy(plans)
     new_plans["plans_name"] = new_identifier
     new_plans[PLANS_KEY] = ours
@@ -109,6 +114,20 @@ def check_settings(settings: Mapping[str, Any], recipe: Recipe, source: str) -> 
             make_weighting(name, 2, recipe.weighting_mode, options)
         except UserError as error:
             raise UserError(f"{source}: {error}") from None
+
+
+def _require_buildable(architecture: Mapping[str, Any], source: str) -> None:
+    class_name, arguments, to_import = (architecture[key] for key in ARCHITECTURE_KEYS)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nnU-Net warns before it looks in its own package
+            get_network_from_plans(class_name, arguments, to_import, 1, 2, allow_init=False, deep_supervision=True)
+    except Exception as error:  # whatever an architecture that nnU-Net finds by its name may raise
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+        raise UserError(
+            f"{source} can't be built ({type(error).__name__}: {reason}): take that of other plans with "
+            "--architecture-b-from PLANS"
+        ) from error
 
 
 def _architectures(plans: dict, other: dict, configurations: Sequence[str] | None) -> dict[str, Any]:

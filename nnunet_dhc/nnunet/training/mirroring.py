@@ -17,6 +17,7 @@ _OPPOSITES = {
     "dorsal": "ventral",
     "cranial": "caudal",
 }
+STOCK, STOCK_WITHOUT_MIRRORING = "nnUNetTrainer", "nnUNetTrainerNoMirroring"
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
@@ -33,6 +34,11 @@ def opposite_labels(names: Iterable[str]) -> tuple[str, str] | None:
             if opposite in by_words:
                 return name, by_words[opposite]
     return None
+
+
+def stock_trainer(names: Iterable[str]) -> str:
+    """Trainer of nnU-Net that mirrors where the setting "auto" does."""
+    return STOCK if opposite_labels(names) is None else STOCK_WITHOUT_MIRRORING
 
 
 def mirror_axes_of(
@@ -60,5 +66,5 @@ def mirroring_note(setting: str | Sequence[int] | None, names: Iterable[str]) ->
     pair = opposite_labels(names) if setting == "auto" else None
     return pair and (
         f"Labels {pair[0]} and {pair[1]} differ in their side: no mirroring in training and prediction. "
-        "nnU-Net's mirroring: mirror_axes=null; the comparable stock trainer is nnUNetTrainerNoMirroring"
+        f"nnU-Net's mirroring: mirror_axes=null; the comparable stock trainer is {STOCK_WITHOUT_MIRRORING}"
     )

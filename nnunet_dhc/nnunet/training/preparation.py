@@ -11,7 +11,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.health import check_versions
+from nnunet_dhc.nnunet.health.health import notes_on_torch
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
 from nnunet_dhc.nnunet.splits.labeled_counts import classes_without_labels, labeled_voxel_counts
 from nnunet_dhc.nnunet.splits.stale_preprocessing import current_cases
@@ -128,7 +128,7 @@ def prepare_training_data(trainer: nnUNetTrainer, cases: FoldCases, uses_unlabel
         if trainer.is_cascaded:
             previous_stage_folder = predict_unlabeled(trainer, cases, pool, default_num_processes)
     counts = labeled_voxel_counts({case: preprocessed[case] for case in cases.labeled}, trainer.label_manager)
-    warnings = [f"{found.subject}: {found.text}; {found.remedy}" for found in check_versions()]
+    warnings = [f"{found.subject}: {found.text}; {found.remedy}" for found in notes_on_torch()]
     warnings += [cases.note_on_left_out] if cases.note_on_left_out else []
     warnings += pool.notes if pool else []
     shared = note_on_shared_statistics(trainer.plans_manager.plans, cases)

@@ -31,10 +31,13 @@ def _between(low: float, high: float):
     )
 
 
-def _integer(low: int):
+def _integer(low: int, high: int | None = None):
     return (
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low,
-        f"an integer >= {low}",
+        lambda value: isinstance(value, int)
+        and not isinstance(value, bool)
+        and value >= low
+        and (high is None or value <= high),
+        f"an integer >= {low}" if high is None else f"an integer from {low} to {high}",
     )
 
 
@@ -143,7 +146,7 @@ class Recipe:
     )
     lambda_max: float = _setting(0.1, _between(0, 100), "final weight of the unsupervised term")
     ramp_length: float = _setting(1.0, _between(0, 1), "part of the training over which lambda rises; 0 = no ramp")
-    ramp_lag_epochs: int = _setting(0, _between(0, 10), "epochs by which lambda lags behind (released code: 1)")
+    ramp_lag_epochs: int = _setting(0, _integer(0, 10), "epochs by which lambda lags behind (released code: 1)")
     unlabeled_schedule: str = _setting(
         "always",
         _choice("always", "ramp"),
@@ -196,7 +199,7 @@ class Recipe:
         "a few patches at a time, with the same gradients: on = from the start; auto = once a step doesn't fit",
     )
     max_non_finite_steps: int = _setting(
-        25, _between(1, 10000), "steps in a row without finite loss or gradient that end the training (AMP: 25 or more)"
+        25, _integer(1, 10000), "steps in a row without finite loss or gradient that end the training (AMP: 25 or more)"
     )
     collapse_patience: int | None = _setting(
         None, _or_null(_integer(1)), "epochs at Dice or share 0 before the alarm; null = 5 % of the epochs"

@@ -92,6 +92,8 @@ class RunFiles:
             cases=cases,
             cases_of_all_starts={role: sorted({*now, *before.get(role, ())}) for role, now in cases.items()},
             counts=counts,
+            excluded_cases={} if data.pool is None else data.pool.excluded,
+            odd_cases={} if data.pool is None else data.pool.odd,
             class_names=trainer.class_names,
             labeled_voxel_counts=[int(n) for n in data.labeled_counts],
             num_epochs=trainer.num_epochs,
@@ -137,7 +139,7 @@ class RunFiles:
         labels_contain = [bool(n > 0) for n in trainer.data.labeled_counts[1:]]
         alarms = trainer.monitor.observe(
             labels_contain,
-            training["pseudo_label_share_b"][1:],
+            (training["pseudo_label_share_a"][1:], training["pseudo_label_share_b"][1:]),
             validation["dice_mean"],
             validation["relative_logit_gap"],
         )

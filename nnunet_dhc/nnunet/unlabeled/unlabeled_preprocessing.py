@@ -34,6 +34,7 @@ from nnunet_dhc.nnunet.unlabeled.raw_images import (
 )
 from nnunet_dhc.nnunet.unlabeled.store_update import StoreUpdate
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
+    BAD_CASES_FILE,
     READY,
     REMOVED,
     StoreEntry,
@@ -47,11 +48,17 @@ LOCK_FILE = "preprocessing.lock"
 
 @dataclass(frozen=True)
 class UnlabeledPool:
-    """The unlabeled cases that a run trains on, all of them preprocessed."""
+    """The unlabeled cases that a run trains on, all of them preprocessed.
+
+    Attributes:
+        excluded: Bad scans that aren't trained on, with what is wrong.
+        odd: Scans among ``identifiers`` that look unlike the labeled ones, with what is odd.
+    """
 
     folder: str
     identifiers: list[str]
     excluded: dict[str, str]
+    odd: dict[str, str]
     n_from_images_un: int
     n_from_split: int
     notes: list[str] = field(default_factory=list)
@@ -305,18 +312,23 @@ def _pool(
             f"{len(unread)} of {len(compared)} labeled cases could not be compared with the unlabeled ones, because "
             f"their images are not in nnUNet_raw or can't be read ({name_some(unread, 3)})."
         )
-    odd = [f"{identifier} ({store.entries[identifier].odd})" for identifier in ready if store.entries[identifier].odd]
+    odd = {identifier: text for identifier in ready if (text := store.entries[identifier].odd)}
     if odd:
-        notes.append(f"Some unlabeled scans look unlike the labeled ones, please check: {name_some(odd, 5)}.")
+        named = name_some([f"{identifier} ({text})" for identifier, text in odd.items()], 5)
+        notes.append(f"Some unlabeled scans look unlike the labeled ones, please check: {named}.")
     if excluded:
         counts = Counter(excluded.values())
         reasons = "; ".join(f"{reason}: {count}" for reason, count in counts.most_common(5))
-        notes.append(f"Bad scans are excluded ({reasons}).")
+        notes.append(
+            f"Bad scans are excluded ({reasons}): {name_some(sorted(excluded), 5)}; {store.folder / BAD_CASES_FILE} "
+            "lists all."
+        )
     n_from_split = sum(identifier in wanted.from_split for identifier in ready)
     return UnlabeledPool(
         folder=str(store.folder),
         identifiers=ready,
         excluded=excluded,
+        odd=odd,
         n_from_images_un=len(ready) - n_from_split,
         n_from_split=n_from_split,
         notes=notes,
