@@ -119,7 +119,14 @@ def class_values(disagreement: Array, entropy: Array) -> tuple[Array, NDArray[np
 
 
 def case_scores(values: Array) -> Array:
-    """``S_i``, shape (n,): mean of ``U_ic`` over structures; 0 for all where no structure is found."""
+    """``S_i``: the mean of ``U_ic`` over structures.
+
+    Args:
+        values: ``U_ic`` from `class_values`, shape (n, c').
+
+    Returns:
+        Shape (n,), in [0, 1]; 0 for all where no structure is found.
+    """
     if values.shape[1] == 0:
         return np.zeros(len(values))
     scores: Array = values.mean(axis=1)

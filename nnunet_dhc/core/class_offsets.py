@@ -5,6 +5,8 @@ A network that was trained with class weights, or on few labels, paints some cla
 scans that it hasn't seen. Which ones only labels can tell that it wasn't trained on. Adding a constant to a class's
 logit moves its border; where posteriors are right, the best Dice is reached at a threshold of half that Dice (Lipton et
 al., ECML 2014), so that a large organ needs another constant than a small one.
+
+Source: own, but for that threshold.
 """
 
 from __future__ import annotations
@@ -50,6 +52,9 @@ def reduce_case(logits: Tensor, reference: Tensor) -> CaseLogits:
     Args:
         logits: (k, *spatial), floating point.
         reference: (*spatial), integers; voxels outside of [0, k), such as those of an ignore label, are left out.
+
+    Returns:
+        The case with the voxels whose two largest logits are at most 8 apart; all others are counted.
     """
     num_classes = len(logits)
     kept_logits, kept_reference = [], []
@@ -73,6 +78,9 @@ def reduce_regions(logits: Tensor, members: Tensor) -> list[CaseLogits]:
     Args:
         logits: (r, *spatial), floating point.
         members: (r, *spatial), integers: 1 in the region, 0 outside, -1 where the voxel is left out.
+
+    Returns:
+        A case of two classes for each of the r regions.
     """
     return [
         reduce_case(torch.stack((torch.zeros_like(logit), logit)), member)
@@ -115,7 +123,15 @@ def dice_of_classes(confusions: Tensor) -> Tensor:
 
 
 def dice_of_cases(cases: Sequence[CaseLogits], offsets: Tensor) -> Tensor:
-    """``dice_of_classes`` of each case with the same offsets, (cases, k - 1)."""
+    """``dice_of_classes`` of cases that all have the same offsets.
+
+    Args:
+        cases: At least one.
+        offsets: (k,), each in [-4, 4].
+
+    Returns:
+        (cases, k - 1), float64, as from `dice_of_classes`.
+    """
     return dice_of_classes(torch.stack([confusion(case, offsets) for case in cases]))
 
 
@@ -129,7 +145,15 @@ def foreground_mean(dice: Tensor) -> float:
 
 
 def judged_classes(cases: Sequence[CaseLogits], fewest_cases: int = _FEWEST_CASES) -> list[int]:
-    """Foreground classes that enough cases have to choose an offset and to say whether it helps."""
+    """Foreground classes that enough cases have to choose an offset and to say whether it helps.
+
+    Args:
+        cases: At least one.
+        fewest_cases: How many must have a class.
+
+    Returns:
+        Their indices in [1, k), ascending.
+    """
     num_classes = len(cases[0].settled)
     labeled = [case.settled.sum(1) + torch.bincount(case.reference, minlength=num_classes) for case in cases]
     with_class = (torch.stack(labeled) > 0).sum(0)

@@ -22,6 +22,9 @@ def box_masks(
 
     Returns:
         Shape (b, 1, *spatial_shape), bool; torch's global generator of the CPU draws them.
+
+    Source: bidirectional copy-paste (Bai et al., CVPR 2023); CutMix in CPS (Chen et al., CVPR 2021).
+    Deviations: one box for each patch, inside or outside by chance, where the first one pastes both ways in each step.
     """
     lengths = [max(1, round(side * size)) for size in spatial_shape]
     starts = [

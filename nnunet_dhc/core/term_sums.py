@@ -9,6 +9,8 @@ gradient of the whole step is the sum, over groups of patches, of
 
 and once the sums of all groups are known (without a graph), each group can run forward and backward by itself, with
 d L / d sums as constants.
+
+Source: own; the chain rule over sums, as gradient caching does it for contrastive losses (Gao et al., RepL4NLP 2021).
 """
 
 from __future__ import annotations
@@ -63,7 +65,14 @@ class TermSums:
 
 
 def join_sums(groups: Sequence[TermSums]) -> TermSums:
-    """The sums of all groups as one batch, in the order of the groups."""
+    """The sums of all groups as one batch.
+
+    Args:
+        groups: Sums of one network on a few patches each, at least one group.
+
+    Returns:
+        Sums whose first axis has the patches of all groups, in their order.
+    """
 
     def join(parts: Sequence[LossSums | None]) -> LossSums | None:
         known = [part for part in parts if part is not None]
@@ -116,7 +125,12 @@ def _cut(whole: dict[Key, Tensor | None], start: dict[Key, int], part: dict[Key,
 
 
 def backward_from_sums(sums: TermSums, gradients: Gradients) -> None:
-    """Add a group's part of the gradient to the parameters that its sums were made with."""
+    """Add a group's part of the gradient to the parameters that its sums were made with.
+
+    Args:
+        sums: Of one group, with their graph.
+        gradients: What `gradients_by_group` found for it.
+    """
     tensors = sums.tensors()
     if gradients:
         torch.autograd.backward([tensors[key] for key in gradients], list(gradients.values()))

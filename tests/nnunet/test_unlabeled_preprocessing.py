@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import blosc2
 import numpy as np
@@ -323,3 +324,11 @@ def test_many_links_are_listed_in_linear_time(tiny_dataset, monkeypatch):
     with pytest.raises(UserError, match=r"link_0, .* and 2993 more"):
         update(tiny_dataset)
     assert time.process_time() - start < 2  # 0.1 s on one core; quadratic listing takes far longer
+
+
+def test_little_space_is_said_before_the_work(tiny_dataset, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    pool, messages = said(tiny_dataset)
+    assert any(message.startswith("WARNING: 0.0 GB are free for ") for message in messages)
+    assert pool.identifiers == ["scan_0", "scan_1", "scan_2"]  # it was a warning
+    assert not any("GB are free" in message for message in said(tiny_dataset)[1])  # nothing is left to do

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import shlex
+import shutil
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import closing, suppress
@@ -193,6 +194,7 @@ class StoreUpdate:
         read = [task.case for task in to_preprocess] + list(to_hash.values())
         num_bytes = sum(size for case in read for _, size, _ in case.sources)
         processes = sensible_processes(len(tasks), num_bytes, self.num_processes)
+        self._warn_of_little_space(Path(self.job.folder), to_preprocess)
         title = "Preprocessing unlabeled cases" if to_preprocess else "Comparing with labeled cases"
         if to_preprocess and to_hash:
             title = f"{counted(len(to_preprocess), 'unlabeled case')}, and {len(to_hash)} others to compare with"
@@ -212,6 +214,16 @@ class StoreUpdate:
                 while not unread and early:
                     record(early.pop())
                 bar.update()
+
+    def _warn_of_little_space(self, folder: Path, to_preprocess: Sequence[CaseTask]) -> None:
+        """Before hours of work; at about the spacing of the images, what is written is no smaller than their files."""
+        needed = sum(size for task in to_preprocess for _, size, _ in task.case.sources)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            self.say(
+                f"WARNING: {free / 1e9:.1f} GB are free for {folder}, and the images to preprocess have "
+                f"{needed / 1e9:.1f} GB, so the disk may become full. What is finished then is kept."
+            )
 
     def _entry(self, case: RawCase, result: CaseResult, odd: str | None) -> StoreEntry:
         return StoreEntry(
