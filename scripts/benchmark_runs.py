@@ -27,7 +27,6 @@ _KEPT_EPOCHS = "epochs_of_as_long_as"
 _COUNTERS = {"num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"}
 STOCK, TWO_STAGE = "nnUNetTrainer", "two-stage"
 OVERSAMPLE = "oversample_foreground"
-_SETTINGS_OF_STOCK = {STOCK: {OVERSAMPLE}, TWO_STAGE: {"trainer"}}
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class Row:
             raise UserError(f"--rows {text}: write label=trainer[:setting=value,...][@all][*N][~LABEL]")
         settings = dict(parse_setting(part) for part in _COMMA.split(match["settings"] or "") if part)
         ours = is_trainer_name(match["trainer"])
-        if not ours and set(settings) - _SETTINGS_OF_STOCK.get(match["trainer"], set()):
+        of_stock = "trainer" if match["trainer"] == TWO_STAGE else OVERSAMPLE
+        if not ours and set(settings) - {of_stock}:
             raise UserError(
                 f"--rows {text}: stock nnU-Net takes the setting {OVERSAMPLE} alone, {TWO_STAGE} the setting trainer"
             )

@@ -203,6 +203,14 @@ def test_no_command_survives_the_script(module):
     module._end(process)
 
 
+def test_trainers_of_nnunet_take_one_setting(module):
+    row = module.Row.parse("stock=nnUNetTrainerNoMirroring:oversample_foreground=0.33*2")
+    assert row.settings == {"oversample_foreground": 0.33}
+    for text in ("two-stage=two-stage:oversample_foreground=0.33", "stock=nnUNetTrainer:lambda_max=1"):
+        with pytest.raises(UserError, match="oversample_foreground alone, two-stage the setting trainer"):
+            module.Row.parse(text)
+
+
 def test_row_with_lists_and_objects_among_its_settings(module):
     row = module.Row.parse("sides=nnUNetTrainerDHC:lambda_max=3,mirror_axes=[0,1],low_memory=on*2")
     assert row.settings == {"lambda_max": 3, "mirror_axes": [0, 1], "low_memory": "on"} and row.times == 2
