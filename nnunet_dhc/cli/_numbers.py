@@ -6,8 +6,8 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    if not (text.isdecimal() and int(text) > 0):
-        raise ArgumentTypeError(f"{text} is no number from 1 on")
+def process_count(text: str) -> int:
+    """How many processes work; 0 and 1 work in this one."""
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text} is no number of processes (0, 1, 2 ...)")
     return int(text)

@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from nnunet_dhc.cli._numbers import positive
+from nnunet_dhc.cli._numbers import process_count
 
 HELP = "compare trainers (stock nnU-Net included) on the same cases: tables, tests and a page"
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folders.add_argument("-djfile", type=Path, metavar="FILE", help="dataset.json")
     folders.add_argument("--images", type=Path, metavar="DIR", help="images (CASE_0000), for the pictures")
     parser.add_argument("-o", type=Path, default=Path("comparison"), metavar="DIR", help="output folder")
-    parser.add_argument("-np", type=positive, default=min(8, os.cpu_count() or 1), metavar="N", help="processes")
+    parser.add_argument("-np", type=process_count, default=min(8, os.cpu_count() or 1), metavar="N", help="processes")
     parser.add_argument("--protocol", choices=["standard", "dhc"], default="standard",
                         help="dhc: the metrics of the DHC paper's tables")
     parser.add_argument("--baseline", metavar="ROW",

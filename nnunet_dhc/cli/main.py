@@ -8,6 +8,8 @@ import codecs
 import io
 import os
 import sys
+import tempfile
+import traceback
 from importlib import import_module
 from typing import NoReturn, TextIO
 
@@ -45,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
             # With a prefix that nobody types, every argument is positional.
             sub = verbs.add_parser(verb, help=module.HELP, add_help=False, prefix_chars="\0")
             sub.add_argument("arguments", nargs="*")
-            sub.set_defaults(run=module.run, debug=False)
+            sub.set_defaults(run=module.run, debug=False, parser=sub)
             continue
         sub = verbs.add_parser(verb, help=module.HELP, description=module.HELP)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -69,8 +71,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments; what no verb knows is the verb's error, not that of the whole command."""
-    args, unknown = build_parser().parse_known_args(argv)
+    """The arguments; what a verb doesn't know is the verb's error, not that of the whole command."""
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if before := [word for word in words[: words.index(args.verb)] if word in unknown]:
+        parser.error(f"unrecognized arguments: {' '.join(before)}; options stand behind the verb")
     if unknown:
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
@@ -96,8 +102,7 @@ def _run(args: argparse.Namespace) -> int:
     except Exception as error:
         if args.debug or "arguments" in args:
             raise
-        print(f"nnunet_dhc {args.verb}: unexpected {type(error).__name__}: {_first_line(error)}; most likely a file is "
-              "damaged: --debug shows where it happened", file=sys.stderr)
+        print(f"nnunet_dhc {args.verb}: {_with_traceback_kept(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"nnunet_dhc {args.verb}: interrupted; what was finished is kept.", file=sys.stderr)
@@ -119,8 +124,14 @@ def _plain_dashes(error: UnicodeError) -> tuple[str | bytes, int]:
     return codecs.backslashreplace_errors(error)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "no reason given")
+def _with_traceback_kept(error: Exception) -> str:
+    """One line for what nobody has foreseen; nobody repeats hours of work to see where it happened."""
+    reason = next(iter(str(error).splitlines()), "no reason given")
+    of_content = isinstance(error, (KeyError, TypeError, ValueError, AttributeError))
+    perhaps = "perhaps a file is damaged; " if of_content else ""
+    with tempfile.NamedTemporaryFile("w", prefix="nnunet_dhc_", suffix=".log", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return f"unexpected {type(error).__name__}: {reason}; {perhaps}{file.name} says where it happened"
 
 
 def _in_one_line(error: OSError) -> str:

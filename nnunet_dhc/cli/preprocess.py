@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_dhc.cli._numbers import process_count
+
 HELP = "Preprocess unlabeled cases (imagesUn and the split file's key \"unlabeled\") ahead of training."
 
 
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLD",
         help="fold numbers, or the one fold named all; default: the unlabeled cases of every fold of the split file",
     )
-    parser.add_argument("-np", type=int, default=None, metavar="N", help="processes (default: nnU-Net's own number)")
+    parser.add_argument("-np", type=process_count, metavar="N", help="processes (default: nnU-Net's own number)")
     parser.add_argument("--skip-bad", action="store_true", help="exclude scans that can't be used, and go on")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_dhc.cli._numbers import positive
+from nnunet_dhc.cli._numbers import process_count
 
 HELP = "order unlabeled scans by what labeling them would teach: table and page"
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="predict without mirroring: less exact, and in 3D an eighth of the time if the model was "
                              "trained with mirroring")
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], help="default: cuda if there")
-    parser.add_argument("-np", type=positive, default=2, metavar="N", help="processes for preprocessing (default: 2)")
+    parser.add_argument("-np", type=process_count, default=2, metavar="N", help="preprocessing processes (default: 2)")
     parser.add_argument("--anonymise", action="store_true", help="number the scans in all files written for reading")
     parser.add_argument("--no-images", action="store_true", help="leave out pictures of scans")
 

@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from nnunet_dhc.cli._numbers import positive
+from nnunet_dhc.cli._numbers import process_count
 
 HELP = "page of one training: curves while it runs, scores when it is validated"
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results-roots", nargs="+", type=Path, metavar="DIR",
                         help="results folders of repeats (seeds); default: nnUNet_results")
     parser.add_argument("-o", type=Path, default=Path("report"), metavar="DIR", help="output folder")
-    parser.add_argument("-np", type=positive, default=min(8, os.cpu_count() or 1), metavar="N", help="processes")
+    parser.add_argument("-np", type=process_count, default=min(8, os.cpu_count() or 1), metavar="N", help="processes")
     parser.add_argument("--protocol", choices=["standard", "dhc"], default="standard",
                         help="dhc: the metrics of the DHC paper's tables")
     parser.add_argument("--anonymise", action="store_true", help="number the cases; no identifiers, no paths")

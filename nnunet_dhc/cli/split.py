@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_dhc.cli._numbers import positive
+from nnunet_dhc.cli._numbers import process_count
 from nnunet_dhc.errors import UserError
 
 HELP = "write splits_final.json with labeled, unlabeled and validation cases"
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true",
                         help="also write plans whose intensity statistics come from the fold's labeled cases only")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans that --strict starts from")
-    parser.add_argument("-np", type=positive, default=4, metavar="N", help="processes that read labels (default: 4)")
+    parser.add_argument("-np", type=process_count, default=4, metavar="N", help="processes for labels (default: 4)")
     parser.add_argument("--dry-run", action="store_true", help="show the split and write nothing")
 
 

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from nnunet_dhc.demo.phantom_dataset import PhantomPlan, write_dataset
@@ -20,7 +21,7 @@ from nnunet_dhc.demo.small_plans import write_small_plans
 from nnunet_dhc.demo.steps import Steps
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_file
-from nnunet_dhc.nnunet.health.dataset_places import id_of
+from nnunet_dhc.nnunet.health.dataset_places import id_of, read_dataset_json
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE
 from nnunet_dhc.nnunet.training.mirroring import stock_trainer
 from nnunet_dhc.nnunet.training.run_record import content_hash
@@ -117,10 +118,10 @@ class _Dataset:
         """Whether test cases with labels are kept aside; without them, the validation cases are compared."""
         return self.source is None or all((self.source / name).is_dir() for name in ("imagesTs", "labelsTs"))
 
-    @property
+    @cached_property
     def stock(self) -> str:
         """nnU-Net's trainer that mirrors as DHC does, so that the comparison doesn't measure mirroring."""
-        return stock_trainer(json.loads((self.raw / "dataset.json").read_text(encoding="utf-8"))["labels"])
+        return stock_trainer(read_dataset_json(self.raw / "dataset.json")["labels"])
 
     @property
     def origin(self) -> object:
@@ -150,6 +151,7 @@ class _Dataset:
             raise UserError(f"--data {self.source} lies where the demo puts its own links: give another -o")
         if not (self.source / "dataset.json").is_file():
             raise UserError(f"--data {self.source} has no dataset.json: give a dataset in nnU-Net's raw format")
+        read_dataset_json(self.source / "dataset.json")
         split = self.split_file
         if not (self.source / IMAGES_UN).is_dir() and not _has_unlabeled(split):
             raise UserError(f"--data {self.source} has no unlabeled scans: put some into {IMAGES_UN}, or give --split "

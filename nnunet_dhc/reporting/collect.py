@@ -184,7 +184,6 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
     if not wanted:
         missing = "fold folder" if unfinished else "fold with a validation folder"
         raise UserError(f"{model} has no {missing}: train it, or finish it with nnUNetv2_train ... --val.")
-    splits = _splits(preprocessed)
     ending = str(_first_dataset_json([model, *([preprocessed] if preprocessed else [])])["file_ending"])
     runs = []
     for fold in wanted:
@@ -199,11 +198,15 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
             (folder / "validation" / "summary.json").is_file() and not record.began_after_validation)
         predictions = _validation_files(folder / "validation", ending) if validated else {}
         run = Run(repeat, fold, predictions, record)
-        split = splits[int(fold)] if fold.isdigit() and int(fold) < len(splits) else None
-        split = None if _changed_since(folder, preprocessed) else split
-        run.labeled = _own_cases("labeled", run.record, split)
+        kinds = ["labeled", *(["validation"] if validated else [])]
+        recorded = {kind: case_list(record.manifest, kind) for kind in kinds}
+        split = None
+        if None in recorded.values() and fold.isdigit() and not _changed_since(folder, preprocessed):
+            split = _fold_of(preprocessed, int(fold))
+        own = {kind: _own_cases(kind, recorded[kind], record, split) for kind in kinds}
+        run.labeled = own["labeled"]
         if validated:
-            _keep_own_predictions(run, _own_cases("validation", run.record, split), folder / "validation")
+            _keep_own_predictions(run, own["validation"], folder / "validation")
         runs.append(run)
     return runs
 
@@ -233,14 +236,15 @@ def _keep_own_predictions(run: Run, cases: list[str] | None, folder: Path) -> No
     run.predictions = {case: run.predictions[case] for case in cases}
 
 
-def _own_cases(kind: str, record: RunRecord | None, split: dict[str, Any] | None) -> list[str] | None:
+def _own_cases(
+    kind: str, recorded: list[str] | None, record: RunRecord, split: dict[str, Any] | None
+) -> list[str] | None:
     """From the run's own record; for a stock run from the split file, if it still fits what the log counted."""
-    recorded = case_list(record.manifest, kind) if record is not None else None
     if recorded is not None or split is None:
         return recorded
     key, place = _IN_SPLIT_AND_LOG[kind]
     cases = sorted(str(case) for case in split.get(key, ()))
-    counted = record.counted_cases if record is not None else None
+    counted = record.counted_cases
     return cases if counted is None or counted[place] == len(cases) else None
 
 
@@ -341,27 +345,25 @@ def _optional_folder(variable: str, name: str) -> Path | None:
     return Path(value) / name if value and (Path(value) / name).is_dir() else None
 
 
-def _splits(preprocessed: Path | None) -> list[dict[str, Any]]:
-    """The folds of splits_final.json; none without that file.
+def _fold_of(preprocessed: Path | None, fold: int) -> dict[str, Any] | None:
+    """A fold of splits_final.json; None without it.
 
     Raises:
         UserError: It is damaged, so that nobody can tell which cases stock nnU-Net was trained on.
     """
     path = preprocessed / "splits_final.json" if preprocessed else None
     if path is None or not path.is_file():
-        return []
+        return None
     try:
-        content: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({error}): {_REPAIR_SPLIT}") from error
-    lists = [fold[key] for fold in content for key in fold] if _is_list_of(content, dict) else [None]
-    if not all(isinstance(cases, list) for cases in lists):
+    if isinstance(content, list) and fold >= len(content):
+        return None
+    found = content[fold] if isinstance(content, list) else None
+    if not (isinstance(found, dict) and all(isinstance(found.get(key, []), list) for key in ("train", "val"))):
         raise UserError(f"{path} is no list of folds with lists of cases: {_REPAIR_SPLIT}")
-    return content
-
-
-def _is_list_of(content: Any, kind: type) -> bool:
-    return isinstance(content, list) and all(isinstance(entry, kind) for entry in content)
+    return found
 
 
 def _plans(model: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -83,16 +84,32 @@ def test_bad_dataset_json_is_one_line(tmp_path, capsys, content, message):
     assert error.count("\n") == 1
 
 
+def _damage(split: Path, content: str) -> None:
+    """As an interrupted copy would: it is no younger than the trainings."""
+    split.write_text(content)
+    os.utime(split, (0, 0))
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", '[{"train": 3, "val": null}]', '{"a": 1}', "[{"])
 def test_damaged_split_is_one_line(tree, tmp_path, capsys, content):
     tree.add_stock(shift=3).add_pair("nnUNetTrainerDHC", shift=1)
     split, = tree.preprocessed.rglob("splits_final.json")
-    split.write_text(content)
-    assert main(["compare", "-d", "901", "-tr", "nnUNetTrainer", "nnUNetTrainerDHC", "-np", "1", "-o",
-                 str(tmp_path / "out")]) == 2
+    _damage(split, content)
+    arguments = ["compare", "-d", "901", "-np", "1", "-o", str(tmp_path / "out"), "-tr", "nnUNetTrainerDHC"]
+    assert main(arguments) == 0  # its record names its cases
+    capsys.readouterr()
+    assert main([*arguments, "nnUNetTrainer"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"nnunet_dhc compare: {split} ") and error.endswith("that was trained with\n")
     assert error.count("\n") == 1
+
+
+def test_a_split_may_hold_more_than_nnunet_reads(tree, tmp_path):
+    tree.add_stock(shift=3)
+    split, = tree.preprocessed.rglob("splits_final.json")
+    folds = [{**fold, "note": "drawn by hand", "seed": 3} for fold in json.loads(split.read_text())]
+    _damage(split, json.dumps([*folds, None]))
+    assert main(["compare", "-d", "901", "-np", "1", "-o", str(tmp_path / "out"), "-tr", "nnUNetTrainer"]) == 0
 
 
 def test_damaged_logs_and_caches_are_no_obstacle(tree, tmp_path, capsys):
@@ -114,6 +131,9 @@ def test_unforeseen_error_is_one_line_and_a_traceback_with_debug(tree, tmp_path,
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("nnunet_dhc report: unexpected TypeError: ") and error.count("\n") == 1
+    kept = Path(error.split("; ")[-1].removesuffix(" says where it happened\n"))
+    assert kept.read_text().startswith("Traceback ")
+    kept.unlink()
     with pytest.raises(TypeError):
         main([*arguments, "--debug"])
 

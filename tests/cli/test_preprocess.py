@@ -89,7 +89,6 @@ def test_skip_bad(tiny_dataset, capsys):
         (["-d", "999", "-c", "4d"], "choose from 2d, 3d_fullres"),
         (["-d", "999", "-c", "2d", "-p", "OtherPlans"], "OtherPlans.json does not exist"),
         (["-d", "999", "-c", "2d", "-f", "7"], "Fold 7 is not in"),
-        (["-d", "999", "-c", "2d", "-np", "-3"], "no number of processes"),
     ],
 )
 def test_wrong_names_are_one_line(tiny_dataset, capsys, arguments, needle):

@@ -18,6 +18,8 @@ from nnunet_dhc.demo.small_plans import write_small_plans
 from nnunet_dhc.demo.steps import Steps
 from nnunet_dhc.errors import UserError
 
+DATASET_JSON = '{{"labels": {{"background": 0, "{}": 9}}, "file_ending": ".nii.gz", "channel_names": {{"0": "CT"}}}}'
+
 
 def _append(path: Path, text: str) -> None:
     path.write_text((path.read_text() if path.exists() else "") + text)
@@ -129,7 +131,7 @@ def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, options, messag
 def test_data_without_unlabeled_scans(tmp_path, capsys):
     source = tmp_path / "Dataset123_Mine"
     source.mkdir()
-    (source / "dataset.json").write_text("{}")
+    (source / "dataset.json").write_text(DATASET_JSON.format("tumor"))
     (source / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
     assert main(["demo", "-device", "cpu", "-o", str(tmp_path / "out"), "--data", str(source)]) == 2
     assert "no unlabeled scans" in capsys.readouterr().err.splitlines()[-1]
@@ -145,7 +147,7 @@ def test_equal_time_without_test_cases_is_refused_before_it_is_trained(tmp_path,
 def test_data_are_linked_and_their_split_is_used(tmp_path):
     source = tmp_path / "Dataset123_Mine"
     (source / "imagesTr").mkdir(parents=True)
-    (source / "dataset.json").write_text("{}")
+    (source / "dataset.json").write_text(DATASET_JSON.format("tumor"))
     split = tmp_path / "split.json"
     split.write_text('[{"train": ["a"], "val": ["b"], "unlabeled": ["c"]}]')
     dataset = pipeline._Dataset(pipeline.DemoOptions(data=source, split=split), tmp_path / "out")
@@ -159,7 +161,7 @@ def test_data_are_linked_and_their_split_is_used(tmp_path):
 def test_changed_data_begin_again(tmp_path):
     source = tmp_path / "Dataset123_Mine"
     (source / "imagesUn").mkdir(parents=True)
-    (source / "dataset.json").write_text("{}")
+    (source / "dataset.json").write_text(DATASET_JSON.format("tumor"))
     split = tmp_path / "split.json"
     for change in (lambda: split.write_text('[{"train": ["a"], "val": ["b"], "unlabeled": ["c"]}]'),
                    lambda: split.write_text('[{"train": ["b"], "val": ["a"], "unlabeled": ["cc"]}]'),
@@ -176,7 +178,7 @@ def test_changed_data_begin_again(tmp_path):
 def test_another_source_of_the_same_name_replaces_the_links(tmp_path):
     for place in ("one", "two"):
         (tmp_path / place / "Dataset123_Mine" / "imagesUn").mkdir(parents=True)
-        (tmp_path / place / "Dataset123_Mine" / "dataset.json").write_text("{}")
+        (tmp_path / place / "Dataset123_Mine" / "dataset.json").write_text(DATASET_JSON.format("tumor"))
         options = pipeline.DemoOptions(data=tmp_path / place / "Dataset123_Mine")
         dataset = pipeline._Dataset(options, tmp_path / "out")
         dataset.preprocessed.mkdir(parents=True)
@@ -191,7 +193,7 @@ def test_another_source_of_the_same_name_replaces_the_links(tmp_path):
 def _write_names_of_labels(raw: Path, number: int, *_) -> None:
     folder = raw / f"Dataset{number}_AbdomenPhantom"
     folder.mkdir(exist_ok=True)
-    (folder / "dataset.json").write_text('{"labels": {"background": 0, "left_kidney": 1, "right_kidney": 2}}')
+    (folder / "dataset.json").write_text(DATASET_JSON.format('left_kidney": 1, "right_kidney'))
 
 
 @pytest.fixture
@@ -257,7 +259,7 @@ def test_predictions_of_another_dataset_do_not_stay(tmp_path, commands):
     source = tmp_path / "Dataset123_Mine"
     for folder in ("imagesUn", "imagesTs", "labelsTs"):
         (source / folder).mkdir(parents=True)
-    (source / "dataset.json").write_text('{"labels": {"background": 0, "tumor": 1}}')
+    (source / "dataset.json").write_text(DATASET_JSON.format("tumor"))
     commands.clear()
     pipeline.run_demo(replace(options, data=source))
     assert [path.name for path in (tmp_path / "demo" / "predictions" / "DHC").iterdir()] == ["case_of_123.nii.gz"]

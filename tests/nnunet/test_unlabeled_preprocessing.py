@@ -329,6 +329,10 @@ def test_many_links_are_listed_in_linear_time(tiny_dataset, monkeypatch):
 def test_little_space_is_said_before_the_work(tiny_dataset, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
     pool, messages = said(tiny_dataset)
-    assert any(message.startswith("WARNING: 0.0 GB are free for ") for message in messages)
+    assert any(message.startswith("0.0 GB are free for ") for message in messages)
     assert pool.identifiers == ["scan_0", "scan_1", "scan_2"]  # it was a warning
     assert not any("GB are free" in message for message in said(tiny_dataset)[1])  # nothing is left to do
+
+
+def test_enough_space_is_no_topic(tiny_dataset):
+    assert not any("GB are free" in message for message in said(tiny_dataset)[1])

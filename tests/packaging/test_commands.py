@@ -35,8 +35,12 @@ def test_help_names_every_verb(capsys):
     ([], "nnunet_dhc: the following arguments are required: VERB; see nnunet_dhc -h"),
     (["split"], "nnunet_dhc split: the following arguments are required: -d; see nnunet_dhc split -h"),
     (["compare", "-d", "501", "--foo"], "nnunet_dhc compare: unrecognized arguments: --foo; see nnunet_dhc compare -h"),
-    (["split", "-d", "501", "-np", "0"],
-     "nnunet_dhc split: argument -np: 0 is no number from 1 on; see nnunet_dhc split -h"),
+    (["split", "-d", "501", "-np", "-3"],
+     "nnunet_dhc split: argument -np: -3 is no number of processes (0, 1, 2 ...); see nnunet_dhc split -h"),
+    (["--debug", "compare", "-d", "501"],
+     "nnunet_dhc: unrecognized arguments: --debug; options stand behind the verb; see nnunet_dhc -h"),
+    (["--debug", "train", "501"],
+     "nnunet_dhc: unrecognized arguments: --debug; options stand behind the verb; see nnunet_dhc -h"),
 ])
 def test_wrong_arguments_are_one_line(words, message, capsys):
     with pytest.raises(SystemExit) as stopped:

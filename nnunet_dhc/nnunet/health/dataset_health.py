@@ -26,7 +26,7 @@ def check_dataset(dataset: str | int) -> list[Finding]:
         dataset_json = places.dataset_json()
     except UserError as error:
         return [Finding("broken", f"dataset {dataset}", str(error))]
-    findings, identifiers = _raw(places, dataset_json)
+    findings, identifiers, without_label = _raw(places, dataset_json)
     scans, found = _images_un(places, dataset_json)
     findings += found
     plans, found = _plans(places)
@@ -38,7 +38,7 @@ def check_dataset(dataset: str | int) -> list[Finding]:
     if places.raw is None:
         cases = _cases_without_raw(places, dataset_json, plans)
     for name, content in plans.items():
-        findings += _preprocessed(places, name, content, cases)
+        findings += _preprocessed(places, name, content, [case for case in cases if case not in without_label])
     return findings + _folds(places, cases, scans)
 
 
@@ -63,10 +63,11 @@ def _labeled_in(folder: Path) -> set[str]:
     return {name.removesuffix(end) for end in ("_seg.b2nd", ".npz") for name in names if name.endswith(end)}
 
 
-def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Finding], list[str]]:
+def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Finding], list[str], set[str]]:
+    """What is wrong, the cases of ``imagesTr``, and those of them without a label."""
     if places.raw is None:
         return [Finding("note", "raw data", f"{places.name} is not in nnUNet_raw; training does not need it once "
-                                            "everything is preprocessed")], []
+                                            "everything is preprocessed")], [], set()
     identifiers = training_identifiers(places.raw, dataset_json)
     labels = _labels_of(places.raw, identifiers, dataset_json)
     unlabeled = [case for case in identifiers if not labels[case].is_file()]
@@ -78,25 +79,25 @@ def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Find
         if gone:
             return [Finding("broken", "raw data", f'{gone[0]}, which dataset.json lists under "dataset", is not there '
                                                   f"({len(gone)} such files)",
-                            "bring the files back, or correct dataset.json")], identifiers
+                            "bring the files back, or correct dataset.json")], identifiers, set()
     if unlabeled:
         return [Finding("broken", "raw data", f"no label for {name_some(unlabeled, 3)} in {places.raw / 'imagesTr'}",
                         f"label such scans, or move them to {IMAGES_UN} (this shows how; without echo it does it): "
                         + _move_scans_without_labels(places.raw, dataset_json["file_ending"]))
-                ], [case for case in identifiers if case not in unlabeled]
+                ], identifiers, set(unlabeled)
     classes = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
     text = f"{places.raw}: {len(identifiers)} cases with labels, {len(classes)} classes"
     if dataset_json.get("numTraining") not in (None, len(identifiers)):
         text += f", but dataset.json says numTraining {dataset_json['numTraining']}"
         return [Finding("broken", "raw data", text,
-                        "correct it; scans without labels belong to imagesUn, not to imagesTr")], identifiers
-    return [Finding("ok", "raw data", text)], identifiers
+                        "correct it; scans without labels belong to imagesUn, not to imagesTr")], identifiers, set()
+    return [Finding("ok", "raw data", text)], identifiers, set()
 
 
 def _move_scans_without_labels(raw: Path, ending: str) -> str:
     """Shell commands, in the raw folder."""
-    return (f"cd {shlex.quote(str(raw))}; mkdir -p {IMAGES_UN}; for f in imagesTr/*_0000{ending}; do "
-            f'c=$(basename "$f" _0000{ending}); [ -e labelsTr/"$c{ending}" ] || echo mv imagesTr/"$c"_????{ending} '
+    return (f"cd {shlex.quote(str(raw))} && mkdir -p {IMAGES_UN} && for f in imagesTr/*_0000{ending}; do "
+            f'c=$(basename "$f" _0000{ending}); [ -e labelsTr/"$c{ending}" ] || echo mv -n imagesTr/"$c"_????{ending} '
             f"{IMAGES_UN}; done")
 
 

@@ -108,13 +108,20 @@ def notes_on_torch() -> list[Finding]:
 
 
 def require_supported_nnunet() -> None:
-    """Refuse another nnU-Net than the one whose methods are overridden here, before anything is read or written.
+    """Refuse another nnU-Net than the one whose methods are overridden here, before a training writes anything.
+
+    A checkout that somebody works on (``pip install -e``) tells the version of the day on which it was installed, so it
+    is not judged by that; `check_nnunet` names it.
 
     Raises:
         UserError: Names the version that is installed and the command that installs a supported one.
     """
-    found = _version_finding("nnunetv2", metadata.version("nnunetv2"), "nnunetv2")
-    if found.status == "broken":
+    try:
+        installed = metadata.distribution("nnunetv2")
+    except metadata.PackageNotFoundError:  # it runs from a folder
+        return
+    found = _version_finding("nnunetv2", installed.version, "nnunetv2")
+    if found.status == "broken" and _editable_checkout(installed) is None:
         raise UserError(f"{found.subject} {found.text}: {found.remedy}")
 
 

@@ -11,15 +11,16 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
+from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.training.objective import make_weighting
-from nnunet_dhc.nnunet.training.recipe import ARCHITECTURE_KEYS, PLANS_KEY, Recipe, overridden, settings_in
+from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, Recipe, overridden, settings_in
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -64,7 +65,8 @@ def configure_plans(
         UserError: No such dataset, missing, damaged or existing plans file, unknown setting or value, an architecture
             that does not fit or can't be built.
     """
-    folder = locate_dataset(dataset_name_or_id).preprocessed
+    places = locate_dataset(dataset_name_or_id)
+    folder = places.preprocessed
     if not re.fullmatch(r"[\w.-]+", new_identifier) or "__" in new_identifier:
         raise UserError(
             f"-o {new_identifier}: the identifier becomes a part of names of files and folders; give letters, digits, "
@@ -90,11 +92,11 @@ def configure_plans(
         raise UserError(
             f"{target}: architecture_b names configuration {', '.join(unknown)}, which {plans_identifier} doesn't have"
         )
-    for name, architecture in ours.get("architecture_b", {}).items():
-        _require_buildable(architecture, f"{target}: architecture_b of {name}")
     new_plans = deepcopy(plans)
     new_plans["plans_name"] = new_identifier
     new_plans[PLANS_KEY] = ours
+    for name in ours.get("architecture_b", {}):
+        _require_buildable(new_plans, name, places.dataset_json(), f"{target}: architecture_b of {name}")
     replace_json(target, new_plans)
     return target
 
@@ -116,17 +118,20 @@ def check_settings(settings: Mapping[str, Any], recipe: Recipe, source: str) -> 
             raise UserError(f"{source}: {error}") from None
 
 
-def _require_buildable(architecture: Mapping[str, Any], source: str) -> None:
-    class_name, arguments, to_import = (architecture[key] for key in ARCHITECTURE_KEYS)
+def _require_buildable(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], source: str) -> None:
+    manager = PlansManager(deepcopy(plans))
+    of_b = configuration_of_b(manager, manager.get_configuration(configuration))
+    channels = determine_num_input_channels(manager, of_b, dataset_json)
+    outputs = manager.get_label_manager(dataset_json).num_segmentation_heads
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nnU-Net warns before it looks in its own package
-            get_network_from_plans(class_name, arguments, to_import, 1, 2, allow_init=False, deep_supervision=True)
+            nnUNetTrainer.build_network_architecture(manager, of_b, channels, outputs, True)
     except Exception as error:  # whatever an architecture that nnU-Net finds by its name may raise
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
         raise UserError(
-            f"{source} can't be built ({type(error).__name__}: {reason}): take that of other plans with "
-            "--architecture-b-from PLANS"
+            f"{source} can't be built ({type(error).__name__}: {reason}): give another one, for example that of plans "
+            "of nnU-Net with --architecture-b-from PLANS"
         ) from error
 
 

@@ -216,13 +216,13 @@ class StoreUpdate:
                 bar.update()
 
     def _warn_of_little_space(self, folder: Path, to_preprocess: Sequence[CaseTask]) -> None:
-        """Before hours of work; at about the spacing of the images, what is written is no smaller than their files."""
+        """Before hours of work; whether it is enough depends on the plans' spacing, too."""
         needed = sum(size for task in to_preprocess for _, size, _ in task.case.sources)
         free = shutil.disk_usage(folder).free
         if free < needed:
             self.say(
-                f"WARNING: {free / 1e9:.1f} GB are free for {folder}, and the images to preprocess have "
-                f"{needed / 1e9:.1f} GB, so the disk may become full. What is finished then is kept."
+                f"{free / 1e9:.1f} GB are free for {folder}, and the images to preprocess have {needed / 1e9:.1f} GB; "
+                "at their own spacing that is too little. What is finished when the disk is full is kept."
             )
 
     def _entry(self, case: RawCase, result: CaseResult, odd: str | None) -> StoreEntry:
