@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from nnunet_dhc.cli._numbers import process_count
+from nnunet_dhc.cli._processes import process_count
 
 HELP = "compare trainers (stock nnU-Net included) on the same cases: tables, tests and a page"
 

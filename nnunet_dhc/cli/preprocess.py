@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnunet_dhc.cli._numbers import process_count
+from nnunet_dhc.cli._processes import process_count
 
 HELP = "Preprocess unlabeled cases (imagesUn and the split file's key \"unlabeled\") ahead of training."
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_dhc.cli._numbers import process_count
+from nnunet_dhc.cli._processes import process_count
 
 HELP = "order unlabeled scans by what labeling them would teach: table and page"
 

@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from nnunet_dhc.cli._numbers import process_count
+from nnunet_dhc.cli._processes import process_count
 
 HELP = "page of one training: curves while it runs, scores when it is validated"
 

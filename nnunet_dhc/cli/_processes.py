@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of numbers that several verbs take."""
+"""The number of processes, as several verbs take it."""
 
 from __future__ import annotations
 
