@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and what to quote of others."""
 
 
 class UserError(RuntimeError):
@@ -10,3 +10,8 @@ class UserError(RuntimeError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def first_line(error: BaseException, otherwise: str = "no reason given") -> str:
+    """Of what an error says; ``otherwise`` where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), otherwise)

@@ -15,7 +15,7 @@ from typing import NoReturn, TextIO
 
 from nnunet_dhc import __version__
 from nnunet_dhc._autoload import register
-from nnunet_dhc.errors import UserError
+from nnunet_dhc.errors import UserError, first_line
 
 # Each name is a module of this package with HELP, add_arguments(parser) and run(args). One with HANDS_OVER takes every
 # argument as it is, -h included, for a parser of nnU-Net's.
@@ -126,12 +126,11 @@ def _plain_dashes(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def _with_traceback_kept(error: Exception) -> str:
     """One line for what nobody has foreseen; nobody repeats hours of work to see where it happened."""
-    reason = next(iter(str(error).splitlines()), "no reason given")
     of_content = isinstance(error, (KeyError, TypeError, ValueError, AttributeError))
     perhaps = "perhaps a file is damaged; " if of_content else ""
     with tempfile.NamedTemporaryFile("w", prefix="nnunet_dhc_", suffix=".log", delete=False) as file:
         traceback.print_exception(error, file=file)
-    return f"unexpected {type(error).__name__}: {reason}; {perhaps}{file.name} says where it happened"
+    return f"unexpected {type(error).__name__}: {first_line(error)}; {perhaps}{file.name} says where it happened"
 
 
 def _in_one_line(error: OSError) -> str:

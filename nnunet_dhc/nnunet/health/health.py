@@ -103,8 +103,7 @@ def notes_on_torch() -> list[Finding]:
     """A version of torch that is not supported, or known to be slow; a training begins with these."""
     import torch
 
-    findings = [_version_finding("torch", torch.__version__, "torch"), *_slow_torch(torch.__version__)]
-    return [finding for finding in findings if finding.status != "ok"]
+    return [finding for finding in _torch_versions(torch.__version__) if finding.status != "ok"]
 
 
 def require_supported_nnunet() -> None:
@@ -125,11 +124,12 @@ def require_supported_nnunet() -> None:
         raise UserError(f"{found.subject} {found.text}: {found.remedy}")
 
 
-def _slow_torch(version: str) -> list[Finding]:
-    if not version.startswith("2.9."):
-        return []
-    return [Finding("note", "torch", "2.9 runs 3D convolutions under AMP about 4 times slower",
-                    'pip install "torch>=2.10", or for CUDA the one of your system (pytorch.org)')]
+def _torch_versions(version: str) -> list[Finding]:
+    findings = [_version_finding("torch", version, "torch")]
+    if version.startswith("2.9."):
+        findings.append(Finding("note", "torch", "2.9 runs 3D convolutions under AMP about 4 times slower",
+                                'pip install "torch>=2.10", or for CUDA the one of your system (pytorch.org)'))
+    return findings
 
 
 def check_torch() -> list[Finding]:
@@ -139,7 +139,7 @@ def check_torch() -> list[Finding]:
     except Exception as error:  # a broken build fails in many ways, and the doctor must go on
         remedy = "install torch for your system: pytorch.org"
         return [Finding("broken", "torch", f"can't be imported ({error})", remedy)]
-    findings = [_version_finding("torch", torch.__version__, "torch"), *_slow_torch(torch.__version__)]
+    findings = _torch_versions(torch.__version__)
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunet_dhc.errors import UserError
+from nnunet_dhc.errors import UserError, first_line
 from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, unwrapped
 
 
@@ -31,7 +31,7 @@ def trained_predictor(
     except UserError:
         raise
     except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error, type(error).__name__)
         raise UserError(
             f"{model} has a {checkpoint_name} of fold {', '.join(map(str, folds))} that can't be loaded ({reason}): "
             "copy it again or train that fold again"

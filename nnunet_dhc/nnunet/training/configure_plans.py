@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_dhc.errors import UserError
+from nnunet_dhc.errors import UserError, first_line
 from nnunet_dhc.nnunet.atomic_files import replace_json
 from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
 from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
@@ -95,8 +95,8 @@ def configure_plans(
     new_plans = deepcopy(plans)
     new_plans["plans_name"] = new_identifier
     new_plans[PLANS_KEY] = ours
-    for name in ours.get("architecture_b", {}):
-        _require_buildable(new_plans, name, places.dataset_json(), f"{target}: architecture_b of {name}")
+    if ours.get("architecture_b"):
+        _require_buildable(new_plans, places.dataset_json(), str(target))
     replace_json(target, new_plans)
     return target
 
@@ -118,21 +118,21 @@ def check_settings(settings: Mapping[str, Any], recipe: Recipe, source: str) -> 
             raise UserError(f"{source}: {error}") from None
 
 
-def _require_buildable(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], source: str) -> None:
+def _require_buildable(plans: dict[str, Any], dataset_json: dict[str, Any], source: str) -> None:
     manager = PlansManager(deepcopy(plans))
-    of_b = configuration_of_b(manager, manager.get_configuration(configuration))
-    channels = determine_num_input_channels(manager, of_b, dataset_json)
     outputs = manager.get_label_manager(dataset_json).num_segmentation_heads
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # nnU-Net warns before it looks in its own package
-            nnUNetTrainer.build_network_architecture(manager, of_b, channels, outputs, True)
-    except Exception as error:  # whatever an architecture that nnU-Net finds by its name may raise
-        reason = str(error).splitlines()[0] if str(error) else "no reason given"
-        raise UserError(
-            f"{source} can't be built ({type(error).__name__}: {reason}): give another one, for example that of plans "
-            "of nnU-Net with --architecture-b-from PLANS"
-        ) from error
+    for name in plans[PLANS_KEY]["architecture_b"]:
+        of_b = configuration_of_b(manager, manager.get_configuration(name))
+        channels = determine_num_input_channels(manager, of_b, dataset_json)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # nnU-Net warns before it looks in its own package
+                nnUNetTrainer.build_network_architecture(manager, of_b, channels, outputs, True)
+        except Exception as error:  # whatever an architecture that nnU-Net finds by its name may raise
+            raise UserError(
+                f"{source}: architecture_b of {name} can't be built ({type(error).__name__}: {first_line(error)}): "
+                "give another one, for example that of plans of nnU-Net with --architecture-b-from PLANS"
+            ) from error
 
 
 def _architectures(plans: dict, other: dict, configurations: Sequence[str] | None) -> dict[str, Any]:
