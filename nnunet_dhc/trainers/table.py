@@ -27,7 +27,15 @@ _DHC = "Wang & Li, MICCAI 2023"
 _TABLE_3 = "nnunet_dhc.trainers.ablation_pairs"
 
 _ROWS = (
-    Method("nnUNetTrainerDHC", "nnunet_dhc.trainers.dhc", "recommended recipe", _DHC, "pair", "diffdw", "distdw"),
+    Method(
+        "nnUNetTrainerDHC",
+        "nnunet_dhc.trainers.dhc",
+        "recommended recipe: DHC's weights, mixed patches after Bai et al.",
+        _DHC,
+        "pair",
+        "diffdw",
+        "distdw",
+    ),
     Method(
         "nnUNetTrainerDHCPaper",
         "nnunet_dhc.trainers.dhc_paper",

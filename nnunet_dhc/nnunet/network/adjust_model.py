@@ -236,7 +236,7 @@ def _table(found: Adjustment) -> str:
     width = max(len(name) for name in (*found.classes, "mean"))
     columns = [torch.nanmean(dice, 0).tolist() for dice in (found.before, found.cross_fitted, found.after)]
     means = [foreground_mean(dice) for dice in (found.before, found.cross_fitted, found.after)]
-    lines = [f"{'Dice [%]':{width}}  offset  before  on cases not chosen on  on those chosen on"]
+    lines = [f"{'Dice [%]':{width}}  offset  before  on left-out cases  on the choosing cases"]
     for name, offset, *dice in zip(found.classes, found.offsets.tolist(), *columns, strict=True):
         lines.append(_line(f"{name:{width}}", f"{offset:+.2f}", dice))
     lines.append(_line(f"{'mean':{width}}", "", means))
@@ -247,4 +247,4 @@ def _table(found: Adjustment) -> str:
 
 def _line(name: str, offset: str, dice: Sequence[float]) -> str:
     before, cross_fitted, after = ("-" if value != value else f"{100 * value:.1f}" for value in dice)
-    return f"{name}  {offset:>6}  {before:>6}  {cross_fitted:>22}  {after:>18}"
+    return f"{name}  {offset:>6}  {before:>6}  {cross_fitted:>17}  {after:>21}"
