@@ -117,6 +117,19 @@ def test_what_lies_in_the_box_is_learned_from_the_reference(tiny_dataset, monkey
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
+@pytest.mark.parametrize("low_memory", ["off", "on"])
+def test_shares_are_those_of_what_the_networks_say_of_the_plain_patches(tiny_dataset, low_memory) -> None:
+    """A class that is dead on all unlabeled scans must not look alive because its labeled voxels were pasted in."""
+    trainer, batch = started(tiny_dataset, paste_side=0.5, low_memory=low_memory), batches(1)[0]
+    with torch.no_grad():
+        predicted = [network(batch["unlabeled"])[0].argmax(1) for network in trainer.pair.sub_networks]
+    expected = [torch.bincount(labels.flatten(), minlength=4).double() / labels.numel() for labels in predicted]
+    trainer.train_step(batch)
+    read = trainer.statistics.read()
+    for of_network, share in zip(expected, ("pseudo_label_share_a", "pseudo_label_share_b"), strict=True):
+        torch.testing.assert_close(torch.tensor(read[share]).double(), of_network)
+
+
 def test_setting_changes_the_step(tiny_dataset) -> None:
     losses = []
     for settings in ({"paste_side": 0.0}, {"paste_side": 0.5}):

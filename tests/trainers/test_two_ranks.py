@@ -43,7 +43,10 @@ def outcome(tiny_dataset_template, tmp_path_factory):
     return loaded, torch.load(root / "joined.pt", weights_only=False), root / "nnunet" / "results"
 
 
-@pytest.mark.parametrize("setting", ["plain", "pooled", "per sample", "low memory", "counts of all"])
+@pytest.mark.parametrize(
+    "setting",
+    ["mixed", "mixed, low memory", "plain", "pooled", "per sample", "low memory", "counts of all"],
+)
 def test_steps_equal_those_on_the_joined_batch(outcome, setting):
     ranks, joined, _ = outcome
     for number, expected in enumerate(joined["pooled" if setting == "low memory" else setting]):
@@ -54,6 +57,7 @@ def test_steps_equal_those_on_the_joined_batch(outcome, setting):
             torch.testing.assert_close(one["gradients"], expected["gradients"], rtol=1e-6, atol=1e-9)
             torch.testing.assert_close(one["weights"], expected["weights"], rtol=1e-6, atol=1e-9)
             torch.testing.assert_close(one["weightings"], expected["weightings"], rtol=0, atol=0)
+            assert one["shares"] == expected["shares"]
         torch.testing.assert_close(got[0]["weights"], got[1]["weights"], rtol=0, atol=0)
 
 

@@ -131,7 +131,8 @@ def steps_with(settings: dict, rows: slice) -> list[dict]:
     for batch in batches(3):
         losses = trainer.train_step(part(batch, rows))
         gradients = {key: value.grad.clone() for key, value in trainer.pair.named_parameters()}
-        result.append({**state(trainer), "gradients": gradients, "loss": float(losses["loss"])})
+        counts = trainer.statistics.read()["pseudo_label_share_b"]
+        result.append({**state(trainer), "gradients": gradients, "loss": float(losses["loss"]), "shares": counts})
     return result
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nnunet_dhc.core.across_ranks import sum_across_ranks
 from nnunet_dhc.nnunet.training.whole_step import StepInputs, as_list, mixed_precision
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def mixed_with_labeled(trainer: PairTrainer, inputs: StepInputs, patches_at_once
     """
     objective, masks = trainer.objective, inputs.paste_masks
     labeled, unlabeled = inputs.images.tensor_split([inputs.num_labeled])
-    peer_targets = []
+    peer_targets, counts = [], []
     teacher, network = trainer.pair, trainer.network
     if trainer.averaged_pair is not None:
         teacher = network = trainer.averaged_pair.pair
@@ -55,10 +56,13 @@ def mixed_with_labeled(trainer: PairTrainer, inputs: StepInputs, patches_at_once
         with mixed_precision(trainer.device), teacher.giving("both"), running_statistics_kept(teacher):
             logits_a, logits_b = (as_list(outputs)[0] for outputs in network(patches))
         pseudo_a, pseudo_b = objective.pseudo_labels(logits_a, logits_b)
+        counts.append(torch.stack((objective.labels.count(pseudo_a), objective.labels.count(pseudo_b))))
         peer_targets.append(objective.peer_targets(pseudo_a, pseudo_b, logits_a, logits_b))
     target_a, target_b = (
         objective.labels.reference_where(masks, inputs.targets[0], torch.cat(of_network))
         for of_network in zip(*peer_targets, strict=True)
     )
     images = torch.cat((labeled, torch.where(masks, labeled, unlabeled)))
-    return replace(inputs, images=images, unlabeled_targets=(target_a, target_b), paste_masks=None)
+    pseudo_counts = sum_across_ranks(torch.stack(counts).sum(0))
+    targets = (target_a, target_b)
+    return replace(inputs, images=images, unlabeled_targets=targets, paste_masks=None, pseudo_counts=pseudo_counts)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,8 +82,10 @@ class StepMode:
                 if inputs.paste_masks is not None:
                     mixed = mixed_with_labeled(trainer, inputs, self.patches_at_once)
                 if self.patches_at_once is None:
-                    return whole_step(trainer, mixed, self._in_halves)
-                return low_memory_step(trainer, mixed, self.patches_at_once)
+                    outcome = whole_step(trainer, mixed, self._in_halves)
+                else:
+                    outcome = low_memory_step(trainer, mixed, self.patches_at_once)
+                return outcome if mixed.pseudo_counts is None else replace(outcome, counts=mixed.pseudo_counts)
             except RuntimeError as error:
                 if not (self._adapts and is_out_of_memory(error)) or self.patches_at_once == 1:
                     raise

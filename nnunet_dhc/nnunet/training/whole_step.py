@@ -38,6 +38,7 @@ class StepInputs:
         measures_shares: Whether to measure how much of the gradient is unsupervised; it waits for the device.
         unlabeled_targets: What A and B learn on the unlabeled patches, if not the other one's pseudo labels of them.
         paste_masks: Where labeled patches are still to be pasted into the unlabeled ones, (b, 1, *spatial), bool.
+        pseudo_counts: Voxels per class of the pseudo labels of A and of B that the targets were made of, (2, k).
     """
 
     images: Tensor
@@ -47,6 +48,7 @@ class StepInputs:
     measures_shares: bool = False
     unlabeled_targets: tuple[Tensor, Tensor] | None = None
     paste_masks: Tensor | None = None
+    pseudo_counts: Tensor | None = None
 
     @property
     def num_labeled(self) -> int:
@@ -59,7 +61,8 @@ class StepOutcome:
 
     Attributes:
         total, terms: The losses.
-        counts: Voxels per class that were counted for the weights, (2, k), or None.
+        counts: Voxels per class of the pseudo labels of A and of B, (2, k), or None: with mixed patches those of the
+            plain unlabeled patches, which teach; else those that were counted for the weights.
         non_finite: Scalar bool: the total is not finite on some rank, and the weights are those of before.
         shares: Unsupervised share of the gradient, on all and on the unlabeled patches, if it was measured.
     """
