@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -125,6 +126,17 @@ class ClassWeighting(ABC):
         return statistic.detach().to(torch.float32)
 
 
+def checked_scale(scale: float) -> float:
+    """The factor on class weights.
+
+    Raises:
+        ValueError: It is not a finite number above 0.
+    """
+    if not 0.0 < scale < math.inf:
+        raise ValueError(f"scale is {scale}, but must be a finite number above 0")
+    return float(scale)
+
+
 class CountWeighting(ClassWeighting):
     """A weighting by voxel counts, smoothed over steps: w <- momentum * w + (1 - momentum) * scale * w(counts).
 
@@ -138,7 +150,7 @@ class CountWeighting(ClassWeighting):
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"momentum is {momentum}, but must be in [0, 1)")
         self.momentum = float(momentum)
-        self.scale = float(num_classes if scale is None else scale)
+        self.scale = checked_scale(num_classes if scale is None else scale)
 
     @abstractmethod
     def _current(self, counts: Tensor) -> tuple[Tensor, Tensor | None]:

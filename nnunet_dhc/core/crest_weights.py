@@ -53,7 +53,7 @@ class CReST(CountWeighting):
         scale: Weight of the rarest class.
 
     Source: xmed-lab/DHC@b3dee97 code/train_crest.py.
-    Deviations: see `crest_weights`; none in released mode.
+    Deviations: see `crest_weights`; where nothing is counted, the weights stay. None in released mode.
     """
 
     reads: ClassVar[Statistic] = "unlabeled_counts"
@@ -62,4 +62,4 @@ class CReST(CountWeighting):
         super().__init__(num_classes, mode, momentum, scale)
 
     def _current(self, counts: Tensor) -> tuple[Tensor, Tensor | None]:
-        return crest_weights(counts, self.mode), None
+        return crest_weights(counts, self.mode), counts.max() > 0 if self.mode == "robust" else None

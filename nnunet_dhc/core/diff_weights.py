@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from nnunet_dhc.core.class_weighting import ClassWeighting, Mode, Statistic
+from nnunet_dhc.core.class_weighting import ClassWeighting, Mode, Statistic, checked_scale
 
 EPS = 1e-8
 FIRST_DICE = 1e-8
@@ -82,8 +83,10 @@ class DiffDW(ClassWeighting):
         accumulation: Literal["ema", "window"] = "ema",
     ) -> None:
         super().__init__(num_classes, mode)
-        if tau < 1:
-            raise ValueError(f"tau is {tau}, but must be at least 1 step")
+        if tau < 1 or tau != int(tau):
+            raise ValueError(f"tau is {tau}, but must be a whole number of steps, at least 1")
+        if not 0.0 <= alpha < math.inf:
+            raise ValueError(f"alpha is {alpha}, but must be a finite number, at least 0")
         absent = absent or ("carry" if mode == "robust" else "half")
         for name, value, valid in (
             ("normalise", normalise, ("max", "none")),
@@ -94,7 +97,7 @@ class DiffDW(ClassWeighting):
             if value not in valid:
                 raise ValueError(f"{name} is {value!r}, but must be one of {valid}")
         self.tau, self.alpha = int(tau), float(alpha)
-        self.scale = float(num_classes if scale is None else scale)
+        self.scale = checked_scale(num_classes if scale is None else scale)
         self.normalise, self.absent, self.init, self.accumulation = normalise, absent, init, accumulation
         self.initialize(torch.zeros(num_classes))
 

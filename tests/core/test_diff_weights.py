@@ -215,7 +215,18 @@ def test_unchanged_dice_is_an_unlearning_of_magnitude_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tau": 0}, {"absent": "zero"}, {"init": "zero"}, {"normalise": "sum"}, {"accumulation": "mean"}]
+    "wrong",
+    [
+        {"tau": 0},
+        {"tau": 2.5},
+        {"alpha": -3},
+        {"scale": -1},
+        {"scale": float("nan")},
+        {"absent": "zero"},
+        {"init": "zero"},
+        {"normalise": "sum"},
+        {"accumulation": "mean"},
+    ],
 )
 def test_wrong_arguments(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

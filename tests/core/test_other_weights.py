@@ -28,6 +28,12 @@ def test_crest_released(counts: tuple[int, ...], expected: tuple[float, ...]) ->
     assert_golden(crest_weights(torch.tensor(counts), "released"), expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("weighting", [CReST(4), SimiS(4)], ids=["crest", "simis"])
+def test_counts_of_nothing_leave_the_weights(weighting: CReST | SimiS) -> None:
+    before = weighting.initialize(torch.tensor(LABELED)).clone()
+    assert torch.equal(weighting.update(torch.zeros(4)), before)
+
+
 def test_crest_sequence() -> None:
     for mode in ("released", "robust"):
         weighting = CReST(4, mode=mode)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_data import make_scan, write_image
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.unlabeled import case_preprocessing
+from nnunet_dhc.nnunet.unlabeled import case_preprocessing, nifti_integrity
 from nnunet_dhc.nnunet.unlabeled.nifti_integrity import damage_of_nifti
 from nnunet_dhc.nnunet.unlabeled.scan_checks import BadScan, read_checked
 
@@ -250,6 +250,18 @@ def test_flipped_bits_in_a_compressed_file(tmp_path):
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
     assert "damaged" in (damage_of_nifti(str(path)) or "") or "truncated" in (damage_of_nifti(str(path)) or "")
+
+
+def test_a_scan_that_the_disk_does_not_give_is_named(tmp_path, monkeypatch):
+    """Else the store would be said to be unwritable, and no scan would be named."""
+    path = tmp_path / "a.nii.gz"
+    write_image(path, make_scan(1)[0])
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(nifti_integrity, "_scan", fail)
+    assert damage_of_nifti(str(path)) == "can't be read (Input/output error)"
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha"])

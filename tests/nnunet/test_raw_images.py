@@ -58,6 +58,13 @@ def test_names_every_fault_that_names_show(images):
     assert "broken link" in found["link"]
 
 
+def test_a_name_that_is_no_text_is_a_fault_and_not_the_end(images):
+    """As from a disk of another system; SimpleITK ends the process at such a path."""
+    with open(os.fsencode(images) + b"/caf\xe9_0000.nii.gz", "wb") as file:
+        file.write(b"x")
+    assert "no valid UTF-8" in problems(images)[os.fsdecode(b"caf\xe9")]
+
+
 def test_hidden_and_system_files_are_no_scans(images):
     touch(images, ".DS_Store", "._a_0000.nii.gz", "Thumbs.db", "desktop.ini")
     assert problems(images) == {}

@@ -66,6 +66,7 @@ def test_a_run_that_goes_on_keeps_the_exponent_that_it_began_with():
         {"unsupervised_deep_supervision": 1},
         {"weighting_a_options": [1]},
         {"mirror_axes": [3]},
+        {"mirror_axes": [True, 1.0]},
         {"weight_exponent_final": "automatic"},
         {"confidence_threshold": 1.5},
         {"teacher_momentum": 1},

@@ -83,7 +83,8 @@ def test_temporary_files_get_their_names_before_the_line(tmp_path):
     store = UnlabeledStore(tmp_path)
     (tmp_path / "t1").write_bytes(b"image")
     (tmp_path / "a_nonzero.b2nd").write_bytes(b"left over from plans with a mask")
-    store.add_ready(entry("a"), {"image": str(tmp_path / "t1")})
+    (tmp_path / "t2").write_bytes(b"{}")
+    store.add_ready(entry("a"), {"image": str(tmp_path / "t1"), "properties": str(tmp_path / "t2")})
     assert (tmp_path / "a.b2nd").read_bytes() == b"image"
     assert not (tmp_path / "a_nonzero.b2nd").exists()
     assert store.complete_cases(["a", "b"]) == {"a"}
@@ -135,6 +136,18 @@ def test_hash_depends_on_what_preprocessing_reads_only(tiny_dataset_template):
     seen.add(hashed(tiny_dataset_template.plans_content("nnUNetPlans") | {"image_reader_writer": "NibabelIO"}))
     seen.add(hashed(plans, {**tiny_dataset_template.dataset_json, "channel_names": {"0": "CT"}}))
     assert len(seen) == len(changes) + 5
+
+
+@pytest.mark.parametrize("kind", ["image", "nonzero", "properties"])
+def test_a_case_without_one_of_its_files_is_not_complete(tmp_path, kind):
+    store = UnlabeledStore(tmp_path)
+    store.append([entry("a", nonzero_mask=True)])
+    files = case_files("a")
+    for name in files.values():
+        (tmp_path / name).touch()
+    assert store.complete_cases(["a"]) == {"a"}
+    (tmp_path / files[kind]).unlink()
+    assert store.complete_cases(["a"]) == set()
 
 
 def test_missing_folder_is_an_empty_store(tmp_path: Path):

@@ -11,6 +11,7 @@ from tiny_training import make_trainer, resumed
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.reliability.changed_plans import changed_plans
+from nnunet_dhc.nnunet.training.recipe import Recipe
 
 
 @pytest.fixture
@@ -23,6 +24,27 @@ def started(tiny_dataset):
 def test_another_setting_is_told(tiny_dataset, started, capsys):
     resumed(tiny_dataset, started, lambda_max=0.3)
     assert "the plans have changed since this run started (nnunet_dhc.lambda_max)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("before", [None, 0.9])
+def test_what_the_labels_decide_is_decided_where_the_plans_say_so_now(tiny_dataset, before):
+    started = make_trainer(tiny_dataset, weight_exponent_final=before)
+    started.on_train_start()
+    again = resumed(tiny_dataset, started, weight_exponent_final="auto")
+    again.on_train_start()
+    decided = Recipe(weight_exponent_final="auto").for_labels(again.data.labeled_counts)
+    assert again.recipe.weight_exponent_final == decided.weight_exponent_final
+    third = resumed(tiny_dataset, again, weight_exponent_final="auto")
+    third.on_train_start()
+    assert third.recipe.weight_exponent_final == again.recipe.weight_exponent_final
+
+
+def test_preprocessed_cases_that_are_gone_are_one_line(tiny_dataset, started):
+    configuration = tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres"
+    assert started.preprocessed_dataset_folder == str(configuration)
+    configuration.rename(configuration.with_name("elsewhere"))
+    with pytest.raises(UserError, match=r"nnUNetPlans_3d_fullres.*nnUNetv2_preprocess"):
+        resumed(tiny_dataset, started)
 
 
 def test_same_plans_are_not_mentioned(tiny_dataset, started, capsys):

@@ -57,7 +57,7 @@ def explain_loading_failure(
         resume: The command that continues the training.
     """
     signals = sorted({-worker.exitcode for worker in workers if _was_killed(worker)})
-    if signal.SIGKILL not in signals:
+    if getattr(signal, "SIGKILL", None) not in signals:  # Windows has none
         damage = find_damage(folders)
         if damage is not None:
             return UserError(_of_damage(damage, preprocess, resume))

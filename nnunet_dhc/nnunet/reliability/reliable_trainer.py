@@ -46,6 +46,7 @@ class ReliableTrainer(nnUNetTrainer):
 
     output_folder: str | None = None
     can_be_continued = False  # whether this training has loaded or written a checkpoint
+    saved_epochs = 0  # finished epochs that it holds
 
     def __init__(
         self,
@@ -64,6 +65,11 @@ class ReliableTrainer(nnUNetTrainer):
             raise explained(error, self.output_folder, self._preprocess_command, self._resume_command) from error
         torchrun.place(self)
 
+    def print_to_log_file(self, *args, also_print_to_console=True, add_timestamp=True):
+        # names of files need not be valid text, which nnU-Net's log file takes alone
+        texts = (str(arg).encode("utf-8", "backslashreplace").decode() for arg in args)
+        super().print_to_log_file(*texts, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
+
     def initialize(self):
         with torchrun.wrapped_by_device(self):
             super().initialize()
@@ -81,7 +87,9 @@ class ReliableTrainer(nnUNetTrainer):
                 f"since this run started ({name_some(changed, 5)}): restore them, or train with them under another "
                 "plans identifier"
             ) from error
-        self.can_be_continued = True
+        except OSError as error:  # the preprocessed cases, by whose format nnU-Net chooses how to read them
+            raise explained(error, self.output_folder, self._preprocess_command, self._resume_command) from error
+        self.can_be_continued, self.saved_epochs = True, self.current_epoch
         changed = changed_plans(self.my_init_kwargs["plans"], plans, self.configuration_name)
         if changed:
             self.print_to_log_file(
@@ -186,7 +194,7 @@ class ReliableTrainer(nnUNetTrainer):
         elif not self.can_be_continued:
             state = "there is no checkpoint yet. Start again with"
         else:
-            state = f"the checkpoint holds every finished epoch ({self.current_epoch}). Continue with"
+            state = f"the checkpoint holds every finished epoch ({self.saved_epochs}). Continue with"
         return f"Stopped by {stopped.name} in {what}; {state}: {self._resume_command}"
 
     def _write_to_log(self, error: BaseException, line: str) -> None:

@@ -112,10 +112,11 @@ def predict_unlabeled(trainer: nnUNetTrainer, cases: FoldCases, pool: UnlabeledP
         trainer.plans_manager.plans, stage, trainer.dataset_json, cases, num_processes, say=trainer.print_to_log_file
     )
     folder = fold_folder / FOLDER / configuration
+    stages = Stages(first, pool, file_hash(fold_folder / CHECKPOINT))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder, trainer.print_to_log_file):
-            _predict(trainer, model, folder, Stages(first, pool, file_hash(fold_folder / CHECKPOINT)))
+            _predict(trainer, model, folder, stages)
     except OSError as error:
         raise UserError(
             f"{folder} can't be written to ({error.strerror or error}); predictions made so far are kept"
@@ -210,7 +211,8 @@ def _load(folder: str, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
     path = os.path.join(folder, names["image"])
     try:
         image = blosc2.open(urlpath=path, mode="r")[:]
-        properties = json.loads(Path(folder, names["properties"]).read_text(encoding="utf-8"))
+        path = os.path.join(folder, names["properties"])
+        properties = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, RuntimeError, ValueError) as error:
         raise unreadable_case(identifier, path, error) from error
     return image, properties

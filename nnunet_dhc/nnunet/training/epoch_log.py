@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nnunet_dhc.nnunet.atomic_files import replace_file
+
 FILE_NAME = "dhc_log.jsonl"
 
 
@@ -30,9 +32,7 @@ class EpochLog:
         """Drop the lines from ``epoch`` on: a resumed run writes them again."""
         lines = [line for line in self.read() if line["epoch"] < epoch]
         if self.path.is_file():
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(_to_line(line) for line in lines))
-            os.replace(temporary, self.path)
+            replace_file(self.path, "".join(_to_line(line) for line in lines).encode())
 
     def append(self, line: dict[str, Any]) -> None:
         with open(self.path, "a") as file:

@@ -39,7 +39,7 @@ from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, mirroring_note
 from nnunet_dhc.nnunet.training.objective import build_objective, class_names
 from nnunet_dhc.nnunet.training.paired_loader import PairedLoader
 from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data, refuse_trained_validation_cases
-from nnunet_dhc.nnunet.training.recipe import Recipe, changed_since, recipe_from_plans
+from nnunet_dhc.nnunet.training.recipe import AUTO, Recipe, changed_since, recipe_from_plans
 from nnunet_dhc.nnunet.training.run_files import RunFiles
 from nnunet_dhc.nnunet.training.step_mode import StepMode
 from nnunet_dhc.nnunet.training.step_timer import StepTimer
@@ -254,7 +254,7 @@ class PairTrainer(ReliableTrainer):
 
     def _start_weightings(self) -> None:
         state = self._checkpoint_state
-        self.recipe = self.recipe.for_labels(self.data.labeled_counts, None if state is None else state["recipe"])
+        self.recipe = self.recipe.for_labels(self.data.labeled_counts, self._recipe_begun_with())
         counts = torch.from_numpy(np.asarray(self.data.labeled_counts)).to(self.device)
         if state is not None:
             self._load_states(state)
@@ -263,6 +263,13 @@ class PairTrainer(ReliableTrainer):
             if state is None:
                 weighting.initialize(counts)
             weighting.to(self.device)
+
+    def _recipe_begun_with(self) -> dict | None:
+        """That of the run that goes on, where its plans left to the labels what they decide, too."""
+        if self._checkpoint_state is None:
+            return None
+        began_with = recipe_from_plans(type(self).recipe, self.my_init_kwargs["plans"])  # the checkpoint's, by nnU-Net
+        return self._checkpoint_state["recipe"] if began_with.weight_exponent_final == AUTO else None
 
     def _load_states(self, state: dict) -> None:
         try:
@@ -504,7 +511,7 @@ class PairTrainer(ReliableTrainer):
         for filename in filenames:
             if filename == filenames[0] or not (self.local_rank == 0 and share_content(filenames[0], filename)):
                 self.save_checkpoint(filename)
-        self.current_epoch = current
+        self.current_epoch, self.saved_epochs = current, finished_epochs
 
     def save_checkpoint(self, filename: str) -> None:
         if self._put_off is not None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import Any
 
@@ -12,6 +13,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from nnunet_dhc.nnunet.atomic_files import replace_file
 
 FILE_NAME = "dhc_progress.png"
 # Okabe-Ito: told apart by colour-blind readers.
@@ -28,10 +31,9 @@ def plot_progress(lines: list[dict[str, Any]], class_names: list[str], path: str
     """
     # nnU-Net's own progress.png enlarges all fonts of the process
     with matplotlib.style.context("default"):
-        figure = _draw(lines, class_names)
-        temporary = f"{os.fspath(path)}.tmp"
-        figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+        content = io.BytesIO()
+        _draw(lines, class_names).savefig(content, format="png")
+    replace_file(path, content.getvalue())
 
 
 def _draw(lines: list[dict[str, Any]], class_names: list[str]) -> Figure:

@@ -175,7 +175,7 @@ class Recipe:
         _or_null(
             (
                 lambda value: value == "auto"
-                or (isinstance(value, (list, tuple)) and all(axis in (0, 1, 2) for axis in value)),
+                or (isinstance(value, (list, tuple)) and all(_integer(0, 2)[0](axis) for axis in value)),
                 "auto, a list of axes (0, 1, 2) of the preprocessed scan",
             )
         ),

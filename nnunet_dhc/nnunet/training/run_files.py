@@ -114,7 +114,7 @@ class RunFiles:
         if self._first_steps is None:
             return
         self._first_steps.append((time(), has_unlabeled))
-        if len(self._first_steps) <= min(_STEPS_MEASURED, trainer.num_iterations_per_epoch - 1):
+        if len(self._first_steps) <= max(1, min(_STEPS_MEASURED, trainer.num_iterations_per_epoch - 1)):
             return
         rates = [trainer.schedule(epoch)[1] for epoch in range(trainer.current_epoch, trainer.num_epochs)]
         per_step, of_labeled = seconds_per_step(self._first_steps, sum(rates) / max(len(rates), 1))

@@ -28,7 +28,7 @@ def requested_seed() -> int | None:
     value = os.environ.get(VARIABLE, "")
     if not value:
         return None
-    if not value.isdigit():
+    if not value.isdecimal():
         raise UserError(f"{VARIABLE}={value!r} is no whole number >= 0; correct or unset it")
     return int(value)
 

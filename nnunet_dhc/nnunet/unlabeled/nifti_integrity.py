@@ -43,6 +43,8 @@ def damage_of_nifti(path: str, must_be_finite: bool = True) -> str | None:
         return "is truncated (the compressed data end too early)"
     except (zlib.error, gzip.BadGzipFile) as error:
         return f"is damaged ({error})"
+    except OSError as error:
+        return f"can't be read ({error.strerror or error})"
     if size < expected:
         return _too_short(size, expected)
     return non_finite(nan, infinite, int(np.prod(shape, dtype=np.int64))) if must_be_finite else None

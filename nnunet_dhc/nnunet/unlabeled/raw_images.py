@@ -133,6 +133,14 @@ def _source(entry: os.DirEntry | Path) -> Source:
     return (entry.name, stat.st_size if S_ISREG(stat.st_mode) else _NO_FILE, stat.st_mtime_ns)
 
 
+def _is_text(path: str) -> bool:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _why_not_an_image(entry: os.DirEntry, ending: str) -> str:
     if entry.is_dir():
         return f"is a folder; put the images themselves here, named <case>_0000{ending}"
@@ -143,6 +151,9 @@ def _why_not_an_image(entry: os.DirEntry, ending: str) -> str:
 
 
 def _problem_of_files(files: list[tuple[int, str, Source]], num_channels: int, ending: str) -> str | None:
+    for _, path, (name, *_) in files:
+        if not _is_text(path):
+            return f"{name!a} has a name that is no valid UTF-8, which ends SimpleITK; rename it"
     numbers = [number for number, _, _ in files]
     gaps = sorted(set(range(min(numbers[-1] + 1, num_channels))) - set(numbers))
     if gaps:

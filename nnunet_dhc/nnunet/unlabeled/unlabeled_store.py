@@ -131,8 +131,10 @@ class UnlabeledStore:
             entry = self.entries.get(identifier)
             if entry is None or entry.status != READY:
                 continue
-            stem = file_stem(identifier)
-            if f"{stem}.b2nd" in names and (not entry.nonzero_mask or f"{stem}{_MASK_SUFFIX}.b2nd" in names):
+            files = case_files(identifier)
+            if not entry.nonzero_mask:
+                del files["nonzero"]
+            if names.issuperset(files.values()):
                 complete.add(identifier)
         return complete
 
@@ -147,7 +149,7 @@ def file_stem(identifier: str) -> str:
     """File name (without ending) of a case: the identifier itself wherever that is a safe and unambiguous name.
 
     It never leaves the folder (separators and a leading dot are escaped), never equals a file of another kind, and
-    two identifiers never share one.
+    two identifiers never share one, on a disk that tells Case_1 from case_1.
     """
     if (
         _PLAIN_NAME.fullmatch(identifier)
