@@ -34,7 +34,7 @@ if __name__ == "__main__":
             "SimpleITK",
         ],
         extras_require={
-            "test": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy", "setuptools>=70.1"],
+            "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "setuptools>=70.1"],
             # Compared with in tests where it is installed; it has to be compiled and is under the GPL.
             "oracles": ["medpy"],
         },

@@ -31,7 +31,8 @@ check() {
 }
 check ruff "$PYTHON" -m ruff check .
 check mypy "$PYTHON" -m mypy
-check pytest "$PYTHON" -m pytest --timeout 1200 ${pytest_arguments[@]+"${pytest_arguments[@]}"}
+"$PYTHON" -c "import matplotlib.font_manager"  # its cache, or the first of the tests that read an output finds a line on it
+check pytest "$PYTHON" -m pytest -n auto --maxprocesses 8 --timeout 1200 ${pytest_arguments[@]+"${pytest_arguments[@]}"}
 
 took=$(duration $((SECONDS - started)))
 if [ ${#failed[@]} -gt 0 ]; then

@@ -105,7 +105,7 @@ class Running:
                 found.append(int(entry))
         return found
 
-    def left_over(self, grace: float = 5.0) -> list[int]:
+    def left_over(self, grace: float = 30.0) -> list[int]:
         """Processes of its session that outlive the command by more than this many seconds.
 
         Python's resource tracker ends only when it notices that its parent is gone.

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 DATASET_ID = 999
 DATASET_NAME = "Dataset999_Tiny"
@@ -43,6 +44,21 @@ class TinyDataset:
     @property
     def images_un(self) -> Path:
         return self.raw / "imagesUn"
+
+    def point_nnunet_here(self, patch: pytest.MonkeyPatch, num_workers: int = 0) -> None:
+        """Set nnU-Net's three paths, and how many data workers it starts."""
+        for folder in ("raw", "preprocessed", "results"):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+            patch.setenv(f"nnUNet_{folder}", str(self.root / folder))
+        patch.setenv("nnUNet_n_proc_DA", str(num_workers))
+
+    def copied_to(self, root: Path, patch: pytest.MonkeyPatch | None = None) -> TinyDataset:
+        """A copy in a new folder; with ``patch`` nnU-Net's paths point at it."""
+        shutil.copytree(self.root, root)
+        copy = replace(self, root=root)
+        if patch is not None:
+            copy.point_nnunet_here(patch)
+        return copy
 
     @property
     def dataset_json(self) -> dict:

@@ -9,12 +9,11 @@ import re
 
 import numpy as np
 import pytest
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from shortcuts import leave_out_curves
 from tiny_data import TINY_PLANS
 from tiny_training import make_trainer
 
 from nnunet_dhc.cli.main import main
-from nnunet_dhc.nnunet.training import run_files
 from nnunet_dhc.reporting.rank_page import finish_ranking, render_rank_text, write_ranking
 
 
@@ -95,8 +94,7 @@ def test_an_order_by_hardly_trained_networks_says_so_and_a_long_one_is_folded(tm
 
 @pytest.mark.slow
 def test_from_training_to_page(tiny_dataset, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
-    monkeypatch.setattr(run_files, "plot_progress", lambda *_: None)
+    leave_out_curves(monkeypatch)
     make_trainer(tiny_dataset, num_epochs=1).run_training()
     out = tmp_path / "out"
     arguments = ["rank", "-d", "999", "-p", TINY_PLANS, "-f", "0", "-np", "1", "-device", "cpu", "--disable_tta",

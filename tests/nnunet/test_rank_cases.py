@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from shortcuts import leave_out_curves
 from tiny_data import TINY_PLANS, TinyDataset, make_scan, write_image
 from tiny_training import make_trainer
 
@@ -34,12 +35,9 @@ UNLABELED = ["case_4", "case_5", "scan_0", "scan_1", "scan_2"]
 @pytest.fixture(scope="module")
 def template(tiny_dataset_template, tmp_path_factory):
     """Two folds, trained for one epoch; nobody writes into it."""
-    root = tmp_path_factory.mktemp("rank") / "nnunet"
-    shutil.copytree(tiny_dataset_template.root, root)
-    dataset = TinyDataset(root)
     with pytest.MonkeyPatch.context() as patch:
-        _point_at(root, patch)
-        _quiet(patch)
+        dataset = tiny_dataset_template.copied_to(tmp_path_factory.mktemp("rank") / "nnunet", patch)
+        leave_out_curves(patch)
         dataset.write_split(FOLDS)
         for fold in range(len(FOLDS)):
             make_trainer(dataset, fold=fold, num_epochs=1).run_training()
@@ -48,26 +46,7 @@ def template(tiny_dataset_template, tmp_path_factory):
 
 @pytest.fixture
 def trained(template, tmp_path, monkeypatch):
-    root = tmp_path / "nnunet"
-    shutil.copytree(template.root, root)
-    _point_at(root, monkeypatch)
-    return TinyDataset(root)
-
-
-def _point_at(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for variable in ("raw", "preprocessed", "results"):
-        patch.setenv(f"nnUNet_{variable}", str(root / variable))
-    patch.setenv("nnUNet_n_proc_DA", "0")
-
-
-def _quiet(patch: pytest.MonkeyPatch) -> None:
-    """Leave out the curves, the slowest part of a tiny training."""
-    from nnunetv2.training.logging.nnunet_logger import LocalLogger
-
-    from nnunet_dhc.nnunet.training import run_files
-
-    patch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
-    patch.setattr(run_files, "plot_progress", lambda *_: None)
+    return template.copied_to(tmp_path / "nnunet", monkeypatch)
 
 
 def request(**changes) -> RankRequest:

@@ -136,7 +136,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert expected <= code
     assert all(name.startswith("nnunet_dhc/") for name in code)
     others = {str(path.relative_to(ROOT)).replace(os.sep, "/") for path in (ROOT / "nnunet_dhc").rglob("*")
-              if path.is_file() and path.suffix not in (".py", ".pyc")}
+              if path.is_file() and path.suffix != ".py" and path.parent.name != "__pycache__"}
     assert others == code - expected, "files that the package needs are missing, or strange ones are inside"
     metadata_files = {name.split(".dist-info/")[1] for name in names if ".dist-info/" in name}
     assert {"METADATA", "entry_points.txt", "RECORD"} <= metadata_files

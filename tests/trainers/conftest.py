@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures that make nnU-Net's own code fast enough to be run whole in a test."""
+"""The shortcuts as fixtures."""
 
 from __future__ import annotations
 
-from multiprocessing.context import SpawnContext
-from multiprocessing.pool import ThreadPool
-
 import pytest
+from shortcuts import leave_out_curves, threads_for_processes
+
+
+@pytest.fixture
+def curves():
+    """For a test that looks at them."""
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    if "curves" not in request.fixturenames:
+        leave_out_curves(monkeypatch)
 
 
 @pytest.fixture
 def no_process_pools(monkeypatch):
-    """nnU-Net's final validation starts two pools of processes, half a minute of imports: threads do the same."""
-    monkeypatch.setattr(SpawnContext, "Pool", lambda self, processes=None, *_, **__: ThreadPool(1))
-
-
-@pytest.fixture
-def no_plots(monkeypatch):
-    """Leave out the curves, the slowest part of a tiny training."""
-    from nnunetv2.training.logging.nnunet_logger import LocalLogger
-
-    from nnunet_dhc.nnunet.training import run_files
-
-    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
-    monkeypatch.setattr(run_files, "plot_progress", lambda *_: None)
+    threads_for_processes(monkeypatch)

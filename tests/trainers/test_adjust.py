@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ COMMAND = ["adjust", "-d", "999", "-c", "3d_fullres", "-p", TINY_PLANS, "-f", "0
 
 
 @pytest.fixture
-def dataset(tiny_dataset, monkeypatch, no_plots):
+def dataset(tiny_dataset, monkeypatch):
     monkeypatch.setenv("nnUNet_dhc_seed", "1")
     tiny_dataset.write_split([FOLD])
     return tiny_dataset
@@ -83,7 +84,7 @@ def test_logits_are_shifted_and_the_trained_checkpoint_stays(dataset, name, caps
 
 
 @pytest.mark.parametrize("ignore", [False, True])
-def test_regions(tmp_path, monkeypatch, ignore, no_plots, no_process_pools, capsys):
+def test_regions(tmp_path, monkeypatch, ignore, no_process_pools, capsys):
     monkeypatch.setenv("nnUNet_dhc_seed", "1")
     dataset = make_variant(tmp_path / "nnunet", monkeypatch, REGIONS, ignore=ignore)
     dataset.write_split([{"train": ["case_0", "case_1"], "val": ["case_2", "case_3"], "unlabeled": []}])
@@ -189,11 +190,12 @@ def test_predicts_with_nnunets_command(dataset, tmp_path):
     assert main(COMMAND) == 0
     (tmp_path / "in").mkdir()
     write_image(tmp_path / "in" / "scan_0000.nii.gz", make_scan(77)[0])
-    command = f"nnUNetv2_predict -d 999 -c 3d_fullres -p {TINY_PLANS} -f 0 -tr nnUNetTrainerDHC -device cpu -npp 1"
+    predict = str(Path(sys.executable).with_name("nnUNetv2_predict"))
+    command = f"-d 999 -c 3d_fullres -p {TINY_PLANS} -f 0 -tr nnUNetTrainerDHC -device cpu -npp 1 -nps 1"
     painted = {}
     for name in ("checkpoint_final.pth", ADJUSTED):
         files = ["-chk", name, "-i", tmp_path / "in", "-o", tmp_path / name]
-        subprocess.run([*command.split(), *files], check=True, timeout=300)
+        subprocess.run([predict, *command.split(), *files], check=True, timeout=300)
         image = SimpleITK.ReadImage(str(tmp_path / name / "scan.nii.gz"))
         painted[name] = np.bincount(SimpleITK.GetArrayFromImage(image).ravel(), minlength=4)
     assert painted[ADJUSTED][1] > painted["checkpoint_final.pth"][1]

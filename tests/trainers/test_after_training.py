@@ -17,6 +17,7 @@ from console import configure
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from shortcuts import leave_out_curves, predict_without_mirroring, threads_for_processes
 from tiny_data import TINY_PLANS, TinyDataset, make_scan, write_image
 
 from nnunet_dhc.trainers.lookup import trainer_class
@@ -30,42 +31,19 @@ MODEL = ("-c", "3d_fullres", "-p", TINY_PLANS)
 @pytest.fixture(scope="module")
 def models(tiny_dataset_template, tmp_path_factory):
     """A dataset with five folds of both trainers, one epoch each, with probabilities of the validation cases."""
-    root = tmp_path_factory.mktemp("models") / "nnunet"
-    shutil.copytree(tiny_dataset_template.root, root)
-    dataset = TinyDataset(root)
+    dataset = tiny_dataset_template.copied_to(tmp_path_factory.mktemp("models") / "nnunet")
     configure(dataset, num_epochs=1, num_iterations_per_epoch=2, num_val_iterations_per_epoch=1)
     for number in range(2):
         write_image(dataset.raw / "imagesTs" / f"new_{number}_0000.nii.gz", make_scan(900 + number)[0])
     with pytest.MonkeyPatch.context() as patch:
-        for folder in ("raw", "preprocessed", "results"):
-            patch.setenv(f"nnUNet_{folder}", str(root / folder))
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        fast(patch)
+        dataset.point_nnunet_here(patch)
+        leave_out_curves(patch)
+        threads_for_processes(patch)
+        predict_without_mirroring(patch)
         for name in (PAIR, STOCK):
             for fold in range(FOLDS):
                 train(dataset, name, fold)
         yield dataset
-
-
-def fast(patch: pytest.MonkeyPatch) -> None:
-    """Threads instead of process pools, no mirroring, and an empty file for nnU-Net's curves, which its zip needs."""
-    from multiprocessing.context import SpawnContext
-    from multiprocessing.pool import ThreadPool
-
-    from nnunetv2.training.logging.nnunet_logger import LocalLogger
-
-    from nnunet_dhc.nnunet.training import run_files
-
-    predict = nnUNetPredictor._internal_maybe_mirror_and_predict
-
-    def without_mirroring(self, patch_of_image):
-        self.use_mirroring = False
-        return predict(self, patch_of_image)
-
-    patch.setattr(SpawnContext, "Pool", lambda self, processes=None, *_, **__: ThreadPool(1))
-    patch.setattr(nnUNetPredictor, "_internal_maybe_mirror_and_predict", without_mirroring)
-    patch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: Path(folder, "progress.png").touch())
-    patch.setattr(run_files, "plot_progress", lambda *_: None)
 
 
 def train(dataset: TinyDataset, name: str, fold: int) -> None:

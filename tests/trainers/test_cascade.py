@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from shortcuts import leave_out_curves, predict_without_mirroring, threads_for_processes
 from tiny_data import TINY_PLANS, TinyDataset
 from tiny_training import log_lines, make_trainer
 from variants import make_variant
@@ -35,29 +36,14 @@ def first_stage(tmp_path_factory):
         dataset = make_variant(tmp_path_factory.mktemp("cascade") / "nnunet", patch)
         dataset.write_split(FOLDS)
         add_cascade(dataset)
-        fast(patch)
+        threads_for_processes(patch)
+        predict_without_mirroring(patch)
+        leave_out_curves(patch)
         for fold in range(2):
             trainer = make_trainer(dataset, configuration="3d_lowres", fold=fold, **ONE_EPOCH)
             trainer.run_training()
             trainer.perform_actual_validation()
     return dataset
-
-
-def fast(patch: pytest.MonkeyPatch) -> None:
-    """What the fixtures no_plots and no_process_pools do, for a fixture of the module."""
-    from multiprocessing.context import SpawnContext
-    from multiprocessing.pool import ThreadPool
-
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    stock = nnUNetPredictor._internal_maybe_mirror_and_predict
-
-    def without_mirroring(self, patch_of_image):
-        self.use_mirroring = False
-        return stock(self, patch_of_image)
-
-    patch.setattr(SpawnContext, "Pool", lambda self, processes=None, *_, **__: ThreadPool(1))
-    patch.setattr(nnUNetPredictor, "_internal_maybe_mirror_and_predict", without_mirroring)
 
 
 def add_cascade(dataset: TinyDataset) -> None:
@@ -80,14 +66,10 @@ def add_cascade(dataset: TinyDataset) -> None:
 
 
 @pytest.fixture
-def cascade_dataset(first_stage, tmp_path, monkeypatch, no_plots):
-    root = tmp_path / "nnunet"
-    shutil.copytree(first_stage.root, root)
-    for folder in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{folder}", str(root / folder))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    fast(monkeypatch)
-    return TinyDataset(root)
+def cascade_dataset(first_stage, tmp_path, monkeypatch):
+    threads_for_processes(monkeypatch)
+    predict_without_mirroring(monkeypatch)
+    return first_stage.copied_to(tmp_path / "nnunet", monkeypatch)
 
 
 def model_folder(dataset: TinyDataset) -> Path:

@@ -12,7 +12,6 @@ from tiny_training import log_lines, make_trainer
 
 from nnunet_dhc.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_plots")
 real_compile = torch.compile
 
 

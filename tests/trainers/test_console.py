@@ -27,9 +27,7 @@ SMALL_POOLS = ("-npp", "1", "-nps", "1", "-device", "cpu")
 @pytest.fixture(scope="module")
 def trained(tiny_dataset_template, tmp_path_factory) -> TinyDataset:
     """Two folds; the first was killed after its first epoch and went on."""
-    root = tmp_path_factory.mktemp("console") / "nnunet"
-    shutil.copytree(tiny_dataset_template.root, root)
-    dataset = TinyDataset(root)
+    dataset = tiny_dataset_template.copied_to(tmp_path_factory.mktemp("console") / "nnunet")
     dataset.write_split(FOLDS)
     configure(dataset, num_epochs=3, num_iterations_per_epoch=2, num_val_iterations_per_epoch=1)
     for number in range(2):

@@ -10,8 +10,6 @@ from tiny_training import make_trainer
 
 from nnunet_dhc.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_plots")
-
 
 @pytest.mark.parametrize("kind", ["labeled", "unlabeled"])
 def test_ends_with_the_name_of_the_file(tiny_dataset, kind):

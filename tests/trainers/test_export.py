@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from shortcuts import leave_out_curves
 from tiny_data import TINY_PLANS, TinyDataset, make_scan
 from tiny_training import files_up_to, make_trainer, resumed
 
@@ -66,11 +66,9 @@ assert not any(module.split(".")[0] == "nnunet_dhc" for module in sys.modules)
 @pytest.fixture(scope="module")
 def trained_template(tiny_dataset_template, tmp_path_factory):
     """Two folds of a pair, trained for one epoch; nobody writes into it."""
-    root = tmp_path_factory.mktemp("trained") / "nnunet"
-    shutil.copytree(tiny_dataset_template.root, root)
-    dataset = TinyDataset(root)
     with pytest.MonkeyPatch.context() as patch:
-        point_at(root, patch)
+        dataset = tiny_dataset_template.copied_to(tmp_path_factory.mktemp("trained") / "nnunet", patch)
+        leave_out_curves(patch)
         dataset.write_split(FOLDS)
         for fold in range(len(FOLDS)):
             make_trainer(dataset, fold=fold, num_epochs=1).run_training()
@@ -79,16 +77,7 @@ def trained_template(tiny_dataset_template, tmp_path_factory):
 
 @pytest.fixture
 def trained(trained_template, tmp_path, monkeypatch):
-    root = tmp_path / "nnunet"
-    shutil.copytree(trained_template.root, root)
-    point_at(root, monkeypatch)
-    return TinyDataset(root)
-
-
-def point_at(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for variable in ("raw", "preprocessed", "results"):
-        patch.setenv(f"nnUNet_{variable}", str(root / variable))
-    patch.setenv("nnUNet_n_proc_DA", "0")
+    return trained_template.copied_to(tmp_path / "nnunet", monkeypatch)
 
 
 def request(network: str = "A", folds=(0, 1), **changes) -> ExportRequest:

@@ -17,8 +17,6 @@ from nnunet_dhc.cli.main import main
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network.import_weights import ImportRequest, import_weights
 
-pytestmark = pytest.mark.usefixtures("no_plots")
-
 
 @pytest.fixture
 def stock(tiny_dataset, tmp_path):

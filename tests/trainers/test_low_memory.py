@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import shutil
 import weakref
 
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from tiny_data import TinyDataset
 from tiny_training import make_trainer
 from torch import nn
 from two_ranks import batches, start
@@ -42,12 +40,8 @@ IGNORE = {"background": 0, "large": 1, "middle": 2, "small": 3, "ignore": 4}
 @pytest.fixture(scope="module")
 def dataset(tiny_dataset_template, tmp_path_factory):
     """A copy of the tiny dataset for this file; its tests write a split and results."""
-    root = tmp_path_factory.mktemp("low_memory") / "nnunet"
-    shutil.copytree(tiny_dataset_template.root, root)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("raw", "preprocessed", "results"):
-            patch.setenv(f"nnUNet_{name}", str(root / name))
-        yield TinyDataset(root)
+        yield tiny_dataset_template.copied_to(tmp_path_factory.mktemp("low_memory") / "nnunet", patch)
 
 
 @pytest.fixture

@@ -30,7 +30,6 @@ def test_geometry_of_a_label_is_checked_by_nnunet(
     assert needle in out and "labelsTr/case_1.nii.gz" in out
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_a_labeled_case_without_foreground_is_trained_on(tiny_dataset):
     segmentation = make_scan(0)[1]
     label = tiny_dataset.raw / "labelsTr" / "case_0.nii.gz"

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,13 +36,20 @@ class {TRAINER}(nnUNetTrainerDHC):
 EPOCHS = 4
 
 
+def free_port() -> int:
+    """Below those that the system hands out, which other tests may be given before torchrun takes it."""
+    for port in range(20000 + os.getpid() % 10000, 32000):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port")
+
+
 class Nodes:
     """Two nodes that train together, each with a torchrun of its own."""
 
     def __init__(self, dataset: TinyDataset, *more: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         variables = {
             "GLOO_SOCKET_IFNAME": "lo", "WEIGHTS_OF_RANKS": str(dataset.root / "weights"),
             "nnUNet_extTrainer": str(dataset.root / "own trainers"), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
@@ -61,14 +69,12 @@ class Nodes:
 @pytest.fixture(scope="module")
 def trained(tiny_dataset_template, tmp_path_factory) -> tuple[TinyDataset, list, list]:
     """A training that both nodes were told to stop in its second epoch, and that went on with --c."""
-    root = tmp_path_factory.mktemp("torchrun") / "nnunet"
-    shutil.copytree(tiny_dataset_template.root, root)
-    dataset = TinyDataset(root)
+    dataset = tiny_dataset_template.copied_to(tmp_path_factory.mktemp("torchrun") / "nnunet")
     dataset.write_split([{"train": ["case_0", "case_1"], "val": ["case_2", "case_3"], "unlabeled": ["case_4"]}])
     configure(dataset, num_epochs=EPOCHS, num_iterations_per_epoch=2, num_val_iterations_per_epoch=1)
-    (root / "weights").mkdir()
-    (root / "own trainers").mkdir()
-    (root / "own trainers" / "own_trainer.py").write_text(TRAINER_FILE)
+    (dataset.root / "weights").mkdir()
+    (dataset.root / "own trainers").mkdir()
+    (dataset.root / "own trainers" / "own_trainer.py").write_text(TRAINER_FILE)
 
     first = Nodes(dataset)
     first.running[0].wait_for("Epoch 1")

@@ -21,7 +21,7 @@ from nnunet_dhc.nnunet.network import cotrained_pair
 from nnunet_dhc.nnunet.training import pair_trainer
 from nnunet_dhc.nnunet.training.run_files import RunFiles, seconds_per_step, waiting_warning
 from nnunet_dhc.nnunet.training.whole_step import as_list
-from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset
+from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset, UnlabeledDataLoader
 
 FULL_RAMP = {"ramp_length": 0.0, "lambda_max": 1.0}
 
@@ -104,8 +104,14 @@ def test_pair_mixed_hides_the_labels_of_labeled_cases(tiny_dataset):
     labeled = dataset.labeled.load_case("case_0")
     assert np.array_equal(image[:], labeled[0][:]) and labeled[1][:].max() > 0
     assert hidden.shape == labeled[1].shape and not hidden.any() and properties == {"class_locations": {}}
-    with_mask = HiddenLabelsDataset(dataset.labeled, with_nonzero_mask=True).load_case("case_0")[1]
-    assert np.array_equal(with_mask == -1, labeled[1][:] == -1) and with_mask.max() <= 0
+    samples = []
+    whole = labeled[0].shape[1:]
+    with_mask = HiddenLabelsDataset(dataset.labeled, with_nonzero_mask=True)
+    UnlabeledDataLoader(
+        with_mask, 1, whole, whole, trainer.label_manager, transforms=lambda **sample: samples.append(sample) or sample
+    ).generate_train_batch()
+    segmentation = samples[0]["segmentation"]
+    assert segmentation.max() <= 0 and labeled[1][:].max() > 0, "labels reach the transforms"
 
 
 def test_log_shows_the_share_of_the_unsupervised_term(tiny_dataset):
@@ -119,7 +125,7 @@ def test_log_shows_the_share_of_the_unsupervised_term(tiny_dataset):
     assert 0 < full["unlabeled_gradient_share"] < full["unsupervised_gradient_share"]
 
 
-def test_files_of_a_run(tiny_dataset):
+def test_files_of_a_run(tiny_dataset, curves):
     trainer = train(tiny_dataset)
     folder = Path(trainer.output_folder)
     lines = log_lines(trainer)

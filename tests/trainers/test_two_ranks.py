@@ -19,10 +19,8 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 @pytest.fixture(scope="module")
 def outcome(tiny_dataset_template, tmp_path_factory):
     """What both ranks and the single process computed, and the folder of the run."""
-    import shutil
-
     root = tmp_path_factory.mktemp("ranks")
-    shutil.copytree(tiny_dataset_template.root, root / "nnunet")
+    tiny_dataset_template.copied_to(root / "nnunet")
     preprocessed = root / "nnunet" / "preprocessed" / tiny_dataset_template.name
     fold = {"train": ["case_0", "case_1"], "val": ["case_2"], "unlabeled": ["case_3"]}
     (preprocessed / "splits_final.json").write_text(json.dumps([fold]))

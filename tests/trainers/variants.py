@@ -34,10 +34,7 @@ def make_variant(
         many_classes: Instead of the three balls, this many foreground classes, drawn voxel by voxel.
     """
     dataset = TinyDataset(root)
-    for folder in ("raw", "preprocessed", "results"):
-        (root / folder).mkdir(parents=True)
-        patch.setenv(f"nnUNet_{folder}", str(root / folder))
-    patch.setenv("nnUNet_n_proc_DA", "1")  # planning can't do with 0
+    dataset.point_nnunet_here(patch, num_workers=1)  # planning can't do with 0
     labels = dict(labels or LABELS)
     if many_classes:
         labels = {"background": 0, **{f"class_{n}": n for n in range(1, many_classes + 1)}}
