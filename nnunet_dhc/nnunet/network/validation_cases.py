@@ -24,7 +24,7 @@ from nnunet_dhc.nnunet.unlabeled.unlabeled_store import preprocessing_hash
 
 
 @dataclass(frozen=True)
-class PreprocessedCase:
+class LoadedCase:
     """Attributes: image with the previous stage, if there is one, (c, *spatial); reference, (*spatial); properties."""
 
     image: Tensor
@@ -89,7 +89,7 @@ class ValidationCases:
         images = [path for end in (".b2nd", ".npz") if (path := self.folder / f"{case}{end}").is_file()]
         return source_of([self.references / f"{case}{ending}", *images])
 
-    def load(self, case: str) -> PreprocessedCase:
+    def load(self, case: str) -> LoadedCase:
         """As nnU-Net's final validation gives it to the network."""
         image, reference, segmentation, properties = self.dataset.load_case(case)
         image = np.asarray(image[:])
@@ -97,4 +97,4 @@ class ValidationCases:
             one_hot = convert_labelmap_to_one_hot(segmentation[:], self.label_manager.foreground_labels, image.dtype)
             image = np.vstack((image, one_hot))
         image = torch.from_numpy(np.ascontiguousarray(image))
-        return PreprocessedCase(image, torch.from_numpy(np.asarray(reference[:])[0]), properties)
+        return LoadedCase(image, torch.from_numpy(np.asarray(reference[:])[0]), properties)

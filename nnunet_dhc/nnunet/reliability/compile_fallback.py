@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch._dynamo import OptimizedModule
 
+from nnunet_dhc.errors import first_line
+
 if TYPE_CHECKING:
     from nnunet_dhc.nnunet.reliability.reliable_trainer import ReliableTrainer
 
@@ -25,7 +27,7 @@ def run_eager(trainer: ReliableTrainer, error: Exception) -> None:
     trainer.network = trainer.network._orig_mod
     trainer.loss = trainer._build_loss()  # nnU-Net has compiled a part of it, too
     trainer.print_to_log_file(
-        f"The first step with torch.compile failed ({first_line(error)}): going on without it, as with "
+        f"The first step with torch.compile failed ({first_words(error)}): going on without it, as with "
         "nnUNet_compile=f. The result is the same, a step takes longer"
     )
 
@@ -40,9 +42,8 @@ def is_compile_failure(error: BaseException) -> bool:
     return "torch.compile" in str(error)
 
 
-def first_line(error: BaseException) -> str:
-    """The first words of an error, which goes on for pages here."""
+def first_words(error: BaseException) -> str:
+    """The kind of an error and its first line, which may be a page here."""
     error = getattr(error, "inner_exception", error)  # torch._dynamo wraps what a backend raises
-    lines = str(error).strip().splitlines() or [""]
-    text = f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
+    text = f"{type(error).__name__}: {first_line(error)}"
     return text if len(text) <= 200 else f"{text[:197]}..."

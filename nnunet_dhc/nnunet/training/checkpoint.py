@@ -135,7 +135,7 @@ def read_checkpoint(filename: str, trainer_name: str) -> dict[str, Any]:
             f"reads up to {FORMAT}); update nnunet_dhc"
         )
     written_by = checkpoint.get("trainer_name", "?")
-    if _without_epochs(written_by) != _without_epochs(trainer_name):
+    if without_epochs(written_by) != without_epochs(trainer_name):
         raise UserError(
             f"{filename} was written by {written_by}, this is {trainer_name}; continue it with -tr {written_by}, or "
             "start from its weights with -pretrained_weights"
@@ -143,8 +143,8 @@ def read_checkpoint(filename: str, trainer_name: str) -> dict[str, Any]:
     return checkpoint
 
 
-def _without_epochs(trainer_name: str) -> str:
-    """A training may go on under the name of another number of epochs."""
+def without_epochs(trainer_name: str) -> str:
+    """The name without the number of epochs in it, which may change when a training goes on."""
     return re.sub(r"_\d+epochs?$", "", trainer_name)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_dhc.nnunet.training.checkpoint import without_epochs
 from nnunet_dhc.nnunet.training.epoch_log import EpochLog
 from nnunet_dhc.nnunet.training.preparation import TrainingData
 from nnunet_dhc.nnunet.training.progress_plot import FILE_NAME as PLOT_NAME
@@ -123,7 +123,7 @@ class RunFiles:
         hours = len(rates) * (of_training + of_validation) / 3600
         checkpoint = self.path("checkpoint_latest.pth")
         disk = 2 * os.path.getsize(checkpoint) / 1e9 if os.path.isfile(checkpoint) else 0.0
-        name = re.sub(r"_\d+epochs?$", "", type(trainer).__name__)
+        name = without_epochs(type(trainer).__name__)
         trainer.print_to_log_file(
             f"This run will take about {hours:.1f} h, on average {per_step:.2f} s a step (final validation left out), "
             f"{peak_memory_bytes(trainer.device) / 1e9:.1f} GB of memory "
