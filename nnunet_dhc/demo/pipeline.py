@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nnunet_dhc.demo.phantom_dataset import PhantomPlan, write_dataset
 from nnunet_dhc.demo.small_plans import write_small_plans
-from nnunet_dhc.demo.steps import Steps
+from nnunet_dhc.demo.steps import STATE_FILE, Steps
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.atomic_files import replace_file
 from nnunet_dhc.nnunet.health.dataset_places import id_of, read_dataset_json
@@ -59,6 +59,7 @@ def run_demo(options: DemoOptions) -> Path:
     started = time.monotonic()
     output = options.output.resolve()
     logs = output / "logs"
+    _refuse_folders_of_others(output, logs / STATE_FILE)
     logs.mkdir(parents=True, exist_ok=True)
     device = _device(options.device)
     environment = _environment(output, options.processes)
@@ -95,6 +96,7 @@ def run_demo(options: DemoOptions) -> Path:
 
 
 _EQUAL_TIME = "stock-equal-time"
+_MADE_FOLDERS = ("raw", "preprocessed", "results", "results_equal_time", "predictions", "comparison")
 # In a fold's folder: the options that its training was started with.
 _MADE_FROM = "demo_options.json"
 
@@ -174,6 +176,16 @@ class _Dataset:
             if entry.is_symlink() or entry.name == SPLITS_FILE:
                 entry.unlink()
         _remove(self.preprocessed)
+
+
+def _refuse_folders_of_others(output: Path, state_file: Path) -> None:
+    """The demo replaces what lies in its folders, so they must be its own."""
+    if state_file.is_file():
+        return
+    for name in _MADE_FOLDERS:
+        if (output / name).is_dir() and any((output / name).iterdir()):
+            raise UserError(f"-o {output}: {output / name} was made by no demo, which would replace files in it: give "
+                            "another folder")
 
 
 def _has_unlabeled(split: Path) -> bool:

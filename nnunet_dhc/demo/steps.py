@@ -19,6 +19,9 @@ from nnunet_dhc.nnunet.atomic_files import replace_json
 _EPOCH = re.compile(r"\bEpoch (\d+)\b")
 
 
+STATE_FILE = "steps.json"
+
+
 class Steps:
     """A list of steps whose state is kept in ``<folder>/steps.json``.
 
@@ -32,13 +35,15 @@ class Steps:
         self.folder, self.count, self.environment = folder, count, dict(environment)
         self.number = 0
         self._before = ""
-        self._state_file = folder / "steps.json"
+        self._state_file = folder / STATE_FILE
         self._done: dict[str, str] = {}
         if self._state_file.is_file():
             try:
                 self._done = json.loads(self._state_file.read_text(encoding="utf-8"))
             except ValueError:
                 pass  # torn by a full disk: every step runs again, and each continues by itself
+        else:
+            replace_json(self._state_file, self._done)  # by which a demo that was stopped in its first step is known
 
     def call(self, title: str, key: object, function: Callable[[], object]) -> None:
         """Run a function of ours, unless it ran before with the same ``key``."""

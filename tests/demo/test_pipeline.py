@@ -15,7 +15,7 @@ from nnunet_dhc.cli.main import main
 from nnunet_dhc.demo import pipeline
 from nnunet_dhc.demo.phantom_dataset import PhantomPlan
 from nnunet_dhc.demo.small_plans import write_small_plans
-from nnunet_dhc.demo.steps import Steps
+from nnunet_dhc.demo.steps import STATE_FILE, Steps
 from nnunet_dhc.errors import UserError
 
 DATASET_JSON = '{{"labels": {{"background": 0, "{}": 9}}, "file_ending": ".nii.gz", "channel_names": {{"0": "CT"}}}}'
@@ -126,6 +126,25 @@ def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, options, messag
     (tmp_path / "file").touch()
     assert main(["demo", "-device", "cpu", *options]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_folders_that_no_demo_made_are_left_alone(tmp_path, capsys):
+    source, out = tmp_path / "Dataset123_Mine", tmp_path / "out"
+    (source / "imagesUn").mkdir(parents=True)
+    (source / "dataset.json").write_text(DATASET_JSON.format("tumor"))
+    (mine := out / "preprocessed" / source.name / "case.b2nd").parent.mkdir(parents=True)
+    mine.touch()
+    (out / "logs").mkdir()
+    assert main(["demo", "-device", "cpu", "-o", str(out), "--data", str(source)]) == 2
+    assert f"{out / 'preprocessed'} was made by no demo" in capsys.readouterr().err.splitlines()[-1]
+    assert mine.exists() and not (out / "raw").exists()
+
+
+def test_a_demo_that_was_stopped_in_its_first_step_is_known(tmp_path):
+    (tmp_path / "raw" / "half").mkdir(parents=True)
+    (tmp_path / "logs").mkdir()
+    Steps(tmp_path / "logs", 1, os.environ)
+    pipeline._refuse_folders_of_others(tmp_path, tmp_path / "logs" / STATE_FILE)
 
 
 def test_data_without_unlabeled_scans(tmp_path, capsys):
@@ -248,7 +267,7 @@ def test_stopped_training_continues(tmp_path, commands):
     options = pipeline.DemoOptions(tmp_path / "demo", device="cpu")
     pipeline.run_demo(options)
     _trained(commands)
-    (tmp_path / "demo" / "logs" / "steps.json").unlink()
+    (tmp_path / "demo" / "logs" / STATE_FILE).write_text("{}")
     pipeline.run_demo(options)
     assert _trained(commands) == [("python", False), ("nnUNetv2_train", True)]
 
