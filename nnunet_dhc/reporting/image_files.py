@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from importlib import import_module
 from pathlib import Path
@@ -34,7 +35,8 @@ def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     except RuntimeError as error:
         if path.name.endswith((".nii", ".nii.gz")):
             return _read_nifti(path)  # ITK refuses directions that are not orthonormal
-        raise UserError(f"{path} can't be read: {str(error).strip().splitlines()[-1]}") from None
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{path} can't be read ({reason}); is the file complete?") from None
     spacing = tuple(float(value) for value in image.GetSpacing()[::-1])
     if path.suffix.lower() in _TIFF_ENDINGS:  # ITK takes the resolution of printing, nnU-Net doesn't
         spacing = _tiff_spacing(path) or (1.0,) * len(spacing)
@@ -68,8 +70,7 @@ def other_place(first: Path, second: Path) -> str | None:
 
 def read_label_map(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     """An integer label map and its spacing in mm."""
-    if path.name.endswith(".gz"):
-        _check_whole(path)
+    _check_whole(path)
     voxels, spacing = _read_picture(path) if path.suffix.lower() in _PICTURE_ENDINGS else read_image(path)
     if voxels.ndim == len(spacing) + 1:
         if not (voxels == voxels[..., :1]).all():
@@ -98,13 +99,35 @@ def _read_picture(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
 
 
 def _check_whole(path: Path) -> None:
-    """Refuse a compressed file that was cut off: ITK reads what is missing as background, without an error."""
+    """Refuse a NIfTI or compressed file that was cut off: ITK reads what is missing as background, without an error."""
     try:
-        with gzip.open(path) as file:
-            while file.read(1 << 20):
-                pass
+        if path.name.endswith(".gz"):
+            _read_to_the_end(path)
+        elif path.suffix == ".nii":
+            _compare_size_with_header(path)
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path} can't be read ({error}): it is not complete; make it again.") from None
+
+
+def _read_to_the_end(path: Path) -> None:
+    with path.open("rb") as raw:
+        if raw.read(2) != b"\x1f\x8b":
+            raise UserError(f"{path} is no gzip file, as its name says it is: compress it with gzip, or make it again.")
+    with gzip.open(path) as file:
+        while file.read(1 << 20):
+            pass
+
+
+def _compare_size_with_header(path: Path) -> None:
+    import nibabel
+
+    try:
+        image: Any = nibabel.load(path)
+        expected = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    except Exception:
+        return  # the readers have a message for what is no NIfTI file
+    if (size := path.stat().st_size) < expected:
+        raise EOFError(f"{size} bytes, and {expected} by its header")
 
 
 def _geometry(path: Path) -> tuple[tuple[float, ...], ...] | None:
@@ -139,8 +162,6 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
 
 def _tiff_spacing(path: Path) -> tuple[float, ...] | None:
     """3D TIFF files of nnU-Net keep their spacing in a JSON file beside them."""
-    if path.suffix not in _TIFF_ENDINGS:
-        return None
     stem = path.name.removesuffix(path.suffix)
     for name in (stem, stem.rsplit("_", 1)[0]):
         sidecar = path.with_name(f"{name}.json")

@@ -145,6 +145,13 @@ def test_output_that_is_a_file(tmp_path, capsys, verb):
     assert capsys.readouterr().err.endswith("out is a file; give a folder\n")
 
 
+@pytest.mark.parametrize("verb", ["compare", "report"])
+def test_output_that_can_not_be_written_to(tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root, as whom tests may run, may write
+    assert main([verb, "-d", "901", "-o", str(tmp_path / "new" / "out")]) == 2
+    assert capsys.readouterr().err.endswith(f"this user may not write to {tmp_path}; give another folder\n")
+
+
 def test_report_before_and_after_validation(tree, tmp_path, capsys):
     tree.add_pair("nnUNetTrainerDHC", epochs=2, validated=False)
     arguments = ["report", "-d", "901", "-tr", "nnUNetTrainerDHC", "-f", "0", "-np", "1", "-o", str(tmp_path / "out")]

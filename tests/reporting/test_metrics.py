@@ -173,11 +173,22 @@ def test_a_broken_file_is_named(tmp_path):
         read_label_map(path)
 
 
-def test_a_file_that_was_cut_off_is_named(tmp_path):
-    """ITK gives it without an error, the rest as background."""
-    path = write_volume(tmp_path / "cut.nii.gz", np.random.default_rng(0).integers(0, 4, (9, 9, 9), dtype=np.uint8))
+@pytest.mark.parametrize(("ending", "message"), [
+    (".nii.gz", "it is not complete"), (".nii", "1041 bytes, and 1081 by its header.: it is not complete"),
+    (".mha", "is the file complete"), (".nrrd", "is the file complete"),
+])
+def test_a_file_that_was_cut_off_is_named(tmp_path, ending, message):
+    """ITK gives NIfTI files without an error, the rest as background."""
+    path = write_volume(tmp_path / f"cut{ending}", np.random.default_rng(0).integers(0, 4, (9, 9, 9), dtype=np.uint8))
+    read_label_map(path)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"cut\.nii\.gz can't be read .*not complete"):
+    with pytest.raises(UserError, match=rf"cut\{ending} can't be read .*{message}"):
+        read_label_map(path)
+
+
+def test_a_file_that_is_not_compressed_as_its_name_says(tmp_path):
+    path = write_volume(tmp_path / "plain.nii", boxes()).rename(tmp_path / "plain.nii.gz")
+    with pytest.raises(UserError, match=r"plain\.nii\.gz is no gzip file.* compress it with gzip"):
         read_label_map(path)
 
 
@@ -210,11 +221,12 @@ def test_pictures_show_the_patient_alike_however_the_file_is_stored(tmp_path, ax
     assert found.spacing == (3.0, 2.0, 1.0)
 
 
-def test_a_tiff_has_the_spacing_of_its_json_file(tmp_path):
-    sitk.WriteImage(sitk.GetImageFromArray(boxes()), str(tmp_path / "case.tif"))
+@pytest.mark.parametrize("ending", [".tif", ".TIF"])
+def test_a_tiff_has_the_spacing_of_its_json_file(tmp_path, ending):
+    sitk.WriteImage(sitk.GetImageFromArray(boxes()), str(tmp_path / f"case{ending}"))
     (tmp_path / "case.json").write_text('{"spacing": [5.0, 1.0, 2.0]}')
-    assert read_label_map(tmp_path / "case.tif")[1] == (5.0, 1.0, 2.0)
-    assert read_oriented(tmp_path / "case.tif").spacing == (5.0, 1.0, 2.0)
+    assert read_label_map(tmp_path / f"case{ending}")[1] == (5.0, 1.0, 2.0)
+    assert read_oriented(tmp_path / f"case{ending}").spacing == (5.0, 1.0, 2.0)
 
 
 def test_a_reference_tiff_without_its_json_file_has_the_spacing_of_the_prediction(tmp_path):
