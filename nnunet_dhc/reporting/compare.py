@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def build_comparison(collection: Collection, options: Options) -> dict[str, Any]
     judged["caution"] = caution(rows, judged, sum(item["cases_present"] for item in structures))
 
     def contrast(name: str, against: str) -> dict[str, Any]:
-        found = differences_from(by_name[against], [by_name[name]], protocol, groups)[0]
+        found = differences_from(by_name[against], [by_name[name]], replace(protocol, metrics=(primary,)), groups)[0]
         overall: dict[str, Any] = found["metrics"][primary.key]["overall"]
         return overall
 
@@ -150,8 +150,7 @@ def _baseline(rows: Sequence[Row], wanted: str | None) -> str:
         if wanted not in names:
             raise UserError(f"--baseline {wanted} is not one of the rows: {', '.join(names)}.")
         return wanted
-    stock = [row.name for row in rows if role(row.trainer or row.name, None) == "stock"]
-    return next(iter([*stock, *(name for name in names if name.lower() == "stock")]), names[0])
+    return next((row.name for row in rows if role(row.trainer or row.name, None) == "stock"), names[0])
 
 
 def _row(table: RowScores, protocol: Protocol, groups: Sequence[str]) -> dict[str, Any]:
@@ -186,8 +185,9 @@ def _statistics_notes(tables: Sequence[RowScores]) -> list[str]:
     notes = [
         f"Intervals: 95 % bootstrap (BCa) with cases resampled, from {MIN_CASES_FOR_INTERVAL} cases on; seeds and "
         "folds are averaged within a case before. "
-        "Tests: two-sided Wilcoxon signed-rank on paired cases, corrected by Holm for the number of comparisons of the "
-        "same kind (rows as a whole, groups, structures, parts of a gain).",
+        "Tests: Wilcoxon signed-rank on paired cases; p is twice the one-sided p in the direction of the mean "
+        "difference, corrected by Holm for the number of comparisons of the same kind (rows as a whole, groups, "
+        "structures, parts of a gain).",
         f"A difference is claimed only with {MIN_CASES_FOR_CLAIM} cases or more, an interval without 0 and a "
         "corrected p below 0.05. Bold: claimed, and the interval against every other row excludes 0; never a mean "
         "that leaves out structures which another row finds.",

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from nnunet_dhc.reporting.protocols import Metric, Protocol
-from nnunet_dhc.reporting.score_tables import RowScores, case_means, column_sets, of_scope
+from nnunet_dhc.reporting.score_tables import GROUP_ORDER, RowScores, case_means, of_scope, scope_columns
 from nnunet_dhc.reporting.statistics import (
     Array,
     Interval,
     claim,
-    class_mean_interval,
+    class_mean_intervals,
     holm,
-    mean_intervals,
     wilcoxon_p,
 )
 
@@ -53,14 +52,13 @@ def _difference(row: RowScores, baseline: RowScores, metric: Metric,
                 groups: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
     """Differences on the cases where both have a value, or one of them and the other is rightly empty."""
     matrix = _paired(row, baseline, metric)
-    sets = column_sets(groups)
-    intervals = class_mean_interval(matrix, list(sets.values()))
-    whole = {name: {**interval.as_json(), "p": wilcoxon_p(case_means(matrix[:, columns]), interval.mean)}
-             for (name, columns), interval in zip(sets.items(), intervals, strict=True)}
-    structures = {key: {**interval.as_json(), "p": wilcoxon_p(matrix[:, column], interval.mean)}
-                  for column, (key, interval) in enumerate(
-                      zip(row.keys, mean_intervals(list(matrix.T)), strict=True))}
-    return {"overall": {"overall": whole.pop("overall")}, "groups": whole, "structures": structures}
+    sets = scope_columns(groups, row.keys)
+    intervals = class_mean_intervals(matrix, list(sets.values()))
+    found = {scope: {**interval.as_json(), "p": wilcoxon_p(case_means(matrix[:, columns]), interval.mean)}
+             for (scope, columns), interval in zip(sets.items(), intervals, strict=True)}
+    return {"overall": {"overall": found["overall"]},
+            "groups": {name: found[name] for name in GROUP_ORDER if name in found},
+            "structures": {key: found[key] for key in row.keys}}
 
 
 def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str],
@@ -73,13 +71,13 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
     """
     claims = {entry["row"]: entry["metrics"] for entry in differences}
     result: dict[str, dict[str, str | None]] = {}
-    sets = column_sets(groups)
+    scopes = scope_columns(groups, rows[0].keys)
     for metric in protocol.metrics:
         matrices = [row.matrix(metric.key) for row in rows]
         values = [_number_of_values(row, beside, metric) for row, beside in
                   zip(rows, _side_by_side(rows, metric), strict=True)]
         sign = 1.0 if metric.higher_is_better else -1.0
-        scopes: dict[str, list[int]] = {**sets, **{key: [column] for column, key in enumerate(rows[0].keys)}}
+        won: dict[tuple[int, int], dict[str, bool]] = {}  # by a row against another, in every scope at once
         result[metric.key] = {}
         for scope, columns in scopes.items():
             means = [_class_mean(matrix, columns) for matrix in matrices]
@@ -94,8 +92,10 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
             claims_of_best = claims.get(rows[best].row.name)
             if claims_of_best is not None and of_scope(claims_of_best[metric.key], scope)["claim"] != "better":
                 continue
-            if all(_beats(sign * _paired(rows[best], other, metric), columns)
-                   for index, other in enumerate(rows) if index != best):
+            for other in range(len(rows)):
+                if other != best and (best, other) not in won:
+                    won[best, other] = _beats(sign * _paired(rows[best], rows[other], metric), scopes)
+            if all(won[best, other][scope] for other in range(len(rows)) if other != best):
                 result[metric.key][scope] = rows[best].row.name
     return result
 
@@ -129,6 +129,7 @@ def _class_mean(matrix: Any, columns: Sequence[int]) -> float | None:
     return float(np.nanmean(part[:, used], axis=0).mean()) if used.any() else None
 
 
-def _beats(difference: Any, columns: Sequence[int]) -> bool:
-    interval = class_mean_interval(difference[:, list(columns)], [list(range(len(columns)))])[0]
-    return claim(interval, 0.0, higher_is_better=True) == "better"
+def _beats(difference: Array, scopes: dict[str, list[int]]) -> dict[str, bool]:
+    intervals = class_mean_intervals(difference, list(scopes.values()))
+    return {scope: claim(interval, 0.0, higher_is_better=True) == "better"
+            for scope, interval in zip(scopes, intervals, strict=True)}

@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 from nnunet_dhc.reporting.table_cells import (
+    cases_text,
     difference_of,
     duration,
     interval_cell,
-    metric_of,
     number,
     p_text,
     scopes,
@@ -45,11 +45,11 @@ def tiles(comparison: dict[str, Any]) -> list[dict[str, str]]:
     row, against = rows[entry["row"]], rows[entry["against"]]
     result = []
     metric = comparison["protocol"]["metrics"][0]
-    unit = "points" if metric["unit"] in ("%", "0-100") else metric["unit"]
     for scope, label in (("overall", f"mean {metric['label']}"), ("rare", "rare structures")):
         if scope == "overall" or scope in entry["metrics"][metric["key"]]["groups"]:
             found = difference_of(entry, metric, scope)
-            result.append({"label": f"{label}, {unit}", "value": number(found["mean"], metric, signed=True),
+            result.append({"label": f"{label}, {metric['unit_of_difference']}",
+                           "value": number(found["mean"], metric, signed=True),
                            "note": interval_cell(found, metric, signed=True)})
     result.append({"label": "missed structures", "note": "predicted empty, reference not",
                    "value": f"{sum(against['missed'].values()):g} → {sum(row['missed'].values()):g}"})
@@ -112,15 +112,14 @@ def difference_matrix(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     """Per metric, structures down and rows across: difference from the baseline, colored where it is claimed."""
     result = []
     for metric in comparison["protocol"]["metrics"]:
-        described = metric_of(comparison, metric["key"])
         lines = []
         heads = [scope for scope in scopes(comparison) if scope["kind"] != "structure"]
         for scope in [*heads, *_ordered(comparison)]:
-            cells = [difference_of(entry, described, scope["key"]) for entry in comparison["differences"]]
+            cells = [difference_of(entry, metric, scope["key"]) for entry in comparison["differences"]]
             lines.append({**scope, "cells": [{
-                "text": number(found["mean"], described, signed=True), "mark": _MARKS.get(found["claim"], ""),
+                "text": number(found["mean"], metric, signed=True), "mark": _MARKS.get(found["claim"], ""),
                 "claim": found["claim"].replace(" ", "-"),
-                "title": f"{interval_cell(found, described, signed=True)}, n = {found['n']}, "
+                "title": f"{interval_cell(found, metric, signed=True)}, n = {found['n']}, "
                          f"p (Holm) = {p_text(found['p_holm'])}, {found['claim']}"} for found in cells]})
         result.append({"metric": metric, "lines": lines})
     return result
@@ -152,7 +151,8 @@ def page_data(comparison: dict[str, Any]) -> dict[str, Any]:
         "volumes": [[_rounded(comparison["reference_volume_ml"][case].get(key)) for key in keys]
                     for case in comparison["cases"]],
         "metrics": [{"label": metric["label"], "unit": metric["unit"], "digits": metric["digits"],
-                     "up": metric["higher_is_better"]} for metric in metrics],
+                     "up": metric["higher_is_better"], "ofValue": metric["unit_of_value"],
+                     "ofDifference": metric["unit_of_difference"]} for metric in metrics],
         "baseline": [row["name"] for row in comparison["rows"]].index(comparison["baseline"]),
         "mean": [[[_scaled(row["per_case"][case]["mean"][metric["key"]], metric) for case in comparison["cases"]]
                   for row in comparison["rows"]] for metric in metrics],
@@ -181,7 +181,8 @@ def _bar(row: dict[str, Any], found: dict[str, Any], metric: dict[str, Any], top
         "claim": claimed, "value": number(found["mean"], metric), "width": percent(found["mean"]),
         "low": percent(found["low"]), "high": percent(found["high"]),
         "best": comparison["winners"][metric["key"]].get(scope) == row["name"],
-        "title": f"{row['name']}: {number(found['mean'], metric)} {interval} {metric['unit']}, {found['n']} cases",
+        "title": f"{row['name']}: {number(found['mean'], metric)} {interval} {metric['unit']}, "
+                 f"{cases_text(found['n'])}",
     }
 
 

@@ -28,6 +28,18 @@ class Metric:
     definition: str = ""
     rightly_empty: float | None = None
 
+    @property
+    def unit_of_value(self) -> str:
+        """What stands behind a single number; a scale such as 0-100 is no unit."""
+        return "" if self.unit == "0-100" else self.unit
+
+    @property
+    def unit_of_difference(self) -> str:
+        return "points" if self.unit in ("%", "0-100") else self.unit
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "unit_of_value": self.unit_of_value, "unit_of_difference": self.unit_of_difference}
+
 
 @dataclass(frozen=True)
 class EmptyRule:
@@ -68,7 +80,7 @@ class Protocol:
         return {
             "name": self.name,
             "notes": self.notes,
-            "metrics": [vars(metric) for metric in self.metrics],
+            "metrics": [metric.as_json() for metric in self.metrics],
             "empty_rules": [vars(rule) for rule in self.rules],
         }
 

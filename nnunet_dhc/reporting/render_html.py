@@ -19,7 +19,8 @@ def render_html(comparison: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     environment = page_environment()
-    environment.filters.update(count=table_cells.count, duration=table_cells.duration, dash=table_cells.or_dash,
+    environment.filters.update(cases=table_cells.cases_text, count=table_cells.count,
+                               duration=table_cells.duration, dash=table_cells.or_dash,
                                short=page_scores.short_name, svg=Markup,
                                breakable=_breakable, hash=_short_hash, units=_with_units)
     scored = bool(comparison.get("cases"))

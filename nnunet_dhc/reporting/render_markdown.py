@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 from nnunet_dhc.reporting.table_cells import (
+    cases_cell,
     cost_cells,
     difference_of,
     interval_cell,
     markdown_table,
-    metric_of,
     number,
     p_text,
     scopes,
@@ -30,22 +30,21 @@ def render_markdown(comparison: dict[str, Any]) -> str:
         parts += [comparison["attribution"]["sentence"], ""]
     parts += [f"- Missing control: {text}." for text in comparison["attribution"]["missing"]]
     for metric in comparison["protocol"]["metrics"]:
-        described = metric_of(comparison, metric["key"])
         direction = "higher is better" if metric["higher_is_better"] else "lower is better"
         parts += ["", f"## {metric['label']} ({metric['unit']}, {direction})", "", f"{metric['definition']}.", ""]
         parts += markdown_table(["structure", "cases", *names], [
-            [scope["label"], str(scope["n"]), *(
-                _score(row, described, scope["key"], comparison["winners"][metric["key"]].get(scope["key"]))
+            [scope["label"], cases_cell(comparison, metric, scope["key"]), *(
+                _score(row, metric, scope["key"], comparison["winners"][metric["key"]].get(scope["key"]))
                 for row in rows)] for scope in scopes(comparison)] + (
             [] if metric["higher_is_better"] else
-            [["scored structures", "", *(scored_cell(comparison, row, described) for row in rows)]]))
+            [["scored structures", "", *(scored_cell(comparison, row, metric) for row in rows)]]))
         for entry in comparison["differences"]:
             parts += ["", f"### {entry['row']} minus {entry['against']}", ""]
             lines = []
             for scope in scopes(comparison):
-                found = difference_of(entry, described, scope["key"])
-                lines.append([scope["label"], str(found["n"]), number(found["mean"], described, signed=True),
-                              interval_cell(found, described, signed=True), p_text(found["p"]),
+                found = difference_of(entry, metric, scope["key"])
+                lines.append([scope["label"], str(found["n"]), number(found["mean"], metric, signed=True),
+                              interval_cell(found, metric, signed=True), p_text(found["p"]),
                               p_text(found["p_holm"]), found["claim"]])
             heading = ["structure", "pairs", "difference", "95 % interval", "p", "p (Holm)", "claim"]
             parts += markdown_table(heading, lines)

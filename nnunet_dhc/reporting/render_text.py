@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnunet_dhc.reporting.page_scores import short_name
-from nnunet_dhc.reporting.table_cells import cost_cells, metric_of, scopes, score_cell, scored_cell
+from nnunet_dhc.reporting.table_cells import cases_cell, cases_text, cost_cells, scopes, score_cell, scored_cell
 
 _BOLD, _PLAIN = "\033[1m", "\033[0m"
 
@@ -15,7 +15,7 @@ _BOLD, _PLAIN = "\033[1m", "\033[0m"
 def render_text(comparison: dict[str, Any], color: bool = False) -> str:
     """Verdict, one table per metric (structures down, rows across), costs, and the rules for empty structures."""
     rows = comparison["rows"]
-    lines = [f"{comparison['dataset']['name']}: {len(comparison['cases'])} cases, "
+    lines = [f"{comparison['dataset']['name']}: {cases_text(len(comparison['cases']))}, "
              f"protocol {comparison['protocol']['name']}", "", comparison["verdict"]["sentence"]]
     if comparison["verdict"].get("caution"):
         lines.append(comparison["verdict"]["caution"])
@@ -27,8 +27,8 @@ def render_text(comparison: dict[str, Any], color: bool = False) -> str:
         table = [[f"{metric['label']} [{metric['unit']}], {arrow}", "n", *_short_names(rows)]]
         bold: list[list[bool]] = [[False] * (len(rows) + 2)]
         for scope in scopes(comparison):
-            table.append([scope["label"], str(scope["n"]),
-                          *(score_cell(row, metric_of(comparison, metric["key"]), scope["key"]) for row in rows)])
+            table.append([scope["label"], cases_cell(comparison, metric, scope["key"]),
+                          *(score_cell(row, metric, scope["key"]) for row in rows)])
             winner = comparison["winners"][metric["key"]].get(scope["key"])
             bold.append([False, False, *(row["name"] == winner for row in rows)])
         if not metric["higher_is_better"]:

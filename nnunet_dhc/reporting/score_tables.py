@@ -13,10 +13,9 @@ from nnunet_dhc.reporting.collection import Row, Run
 from nnunet_dhc.reporting.metrics import Scores
 from nnunet_dhc.reporting.protocols import Protocol
 from nnunet_dhc.reporting.statistics import (
-    class_mean_interval,
+    class_mean_intervals,
     frequency_groups,
     mean_and_spread,
-    mean_intervals,
     nanmean,
 )
 
@@ -86,16 +85,15 @@ class RowScores:
     def summary(self, protocol: Protocol, groups: Sequence[str]) -> dict[str, Any]:
         """Means with intervals per metric: over everything, per group and per structure."""
         result = {}
-        sets = column_sets(groups)
+        sets = scope_columns(groups, self.keys)
         for metric in protocol.metrics:
             matrix = self.matrix(metric.key)
-            overall = class_mean_interval(matrix, list(sets.values()))
+            found = dict(zip(sets, (interval.as_json() for interval in class_mean_intervals(
+                matrix, list(sets.values()))), strict=True))
             result[metric.key] = {
-                "overall": overall[0].as_json(),
-                "groups": {name: interval.as_json() for name, interval in zip(sets, overall, strict=True)
-                           if name != "overall"},
-                "structures": {key: interval.as_json() for key, interval in
-                               zip(self.keys, mean_intervals(list(matrix.T)), strict=True)},
+                "overall": found["overall"],
+                "groups": {name: found[name] for name in GROUP_ORDER if name in found},
+                "structures": {key: found[key] for key in self.keys},
                 "scored": round(float(self.part_with_value(metric.key).sum()), 2),
                 "over_repeats": mean_and_spread([self._class_mean(metric.key, repeat=r) for r in self.row.repeats],
                                                 protocol.spread_ddof),
@@ -132,6 +130,11 @@ def column_sets(groups: Sequence[str]) -> dict[str, list[int]]:
         if members:
             sets[name] = members
     return sets
+
+
+def scope_columns(groups: Sequence[str], keys: Sequence[str]) -> dict[str, list[int]]:
+    """Columns of everything, of each frequency group, and of each structure."""
+    return {**column_sets(groups), **{key: [column] for column, key in enumerate(keys)}}
 
 
 def of_scope(found: dict[str, Any], scope: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 MIN_CASES_FOR_INTERVAL = 4  # three cases can be drawn in ten ways only, and two often give a width of nearly 0
-MIN_CASES_FOR_CLAIM = 6  # with five cases a two-sided signed-rank test can't fall below p = 0.0625
+MIN_CASES_FOR_CLAIM = 6  # with five cases p of a signed-rank test can't fall below 2 / 2^5 = 0.0625
 CONFIDENCE = 0.95
 ALPHA = 0.05
 _RESAMPLES = 4999
@@ -40,53 +40,45 @@ class Interval:
 
 
 def mean_intervals(columns: Sequence[Array]) -> list[Interval]:
-    """Mean and interval of each column; NaN values are left out of their column.
-
-    Columns that miss the same cases are resampled together, which is what makes 10 trainers x 15 classes quick.
-    """
-    results: list[Interval] = [Interval(None, None, None, 0)] * len(columns)
-    groups: dict[bytes, list[int]] = {}
-    for index, column in enumerate(columns):
-        groups.setdefault(np.isnan(column).tobytes(), []).append(index)
-    for indices in groups.values():
-        present = ~np.isnan(columns[indices[0]])
-        if not present.any():
-            continue
-        values = np.stack([columns[index][present] for index in indices])
-        bounds = _bootstrap(values.shape[1], partial(_means_of, values))
-        for row, index in enumerate(indices):
-            results[index] = _interval(float(values[row].mean()), bounds, row, values.shape[1])
-    return results
+    """Mean and interval of each column; NaN values are left out of their column."""
+    return class_mean_intervals(np.stack(columns, axis=1), [[index] for index in range(len(columns))])
 
 
-def class_mean_interval(matrix: Array, weights: Sequence[Sequence[int]]) -> list[Interval]:
+def class_mean_intervals(matrix: Array, sets: Sequence[Sequence[int]]) -> list[Interval]:
     """Interval of the mean over classes of the means over cases, for each set of classes.
+
+    The cases of a set are those with a value in one of its classes. A draw that has no case of a class counts nowhere:
+    its mean would be that of the other classes. Sets with the same cases are resampled together, which is what makes
+    10 trainers x 15 classes quick.
 
     Args:
         matrix: Shape (cases, classes); NaN is left out.
-        weights: For each result, the columns that are averaged.
+        sets: For each result, the columns that are averaged.
     """
-    used = ~np.isnan(matrix).all(axis=1)
-    matrix = matrix[used]
-    if len(matrix) == 0:
-        return [Interval(None, None, None, 0) for _ in weights]
-
-    def statistic(cases: NDArray[np.int64]) -> Array:
-        means = nanmean(matrix[cases], axis=-2)
-        return np.stack([nanmean(means[..., list(columns)], axis=-1) for columns in weights])
-
-    points = statistic(np.arange(len(matrix)))
-    bounds = _bootstrap(len(matrix), statistic)
-    sizes = [int((~np.isnan(matrix[:, list(columns)])).any(axis=1).sum()) for columns in weights]
-    return [_interval(float(points[row]), bounds if size >= MIN_CASES_FOR_INTERVAL else None, row, size)
-            for row, size in enumerate(sizes)]
+    results: list[Interval] = [Interval(None, None, None, 0)] * len(sets)
+    present = ~np.isnan(matrix)
+    groups: dict[bytes, list[int]] = {}
+    for index, columns in enumerate(sets):
+        groups.setdefault(present[:, list(columns)].any(axis=1).tobytes(), []).append(index)
+    for indices in groups.values():
+        used = present[:, list(sets[indices[0]])].any(axis=1)
+        n = int(used.sum())
+        if n == 0:
+            continue
+        known = [[column for column in sets[index] if present[used, column].any()] for index in indices]
+        means = nanmean(matrix[used], axis=0)
+        bounds = _bootstrap(n, partial(_means_of_sets, np.where(present, matrix, 0.0)[used],
+                                       present[used].astype(float), known))
+        for row, index in enumerate(indices):
+            results[index] = _interval(float(means[known[row]].mean()), bounds, row, n)
+    return results
 
 
 def wilcoxon_p(differences: Array, mean: float | None) -> float | None:
-    """Two-sided p of the signed-rank test on paired differences; None without a pair, 1 if all are 0.
+    """p of the signed-rank test on paired differences; None without a pair, 1 if all are 0.
 
-    It is the one-sided p in the direction of ``mean``, twice: where most cases differ the other way than the mean, as
-    with one structure that few cases have, the test must not confirm it.
+    It is twice the one-sided p in the direction of ``mean``, at most 1: where most cases differ the other way than the
+    mean, as with one structure that few cases have, the test must not confirm it.
 
     Args:
         differences: (cases,), NaN for no pair.
@@ -183,9 +175,27 @@ def _bootstrap(n: int, statistic: Callable[[NDArray[np.int64]], Array]) -> tuple
     return low, high
 
 
-def _means_of(values: Array, cases: NDArray[np.int64]) -> Array:
-    result: Array = values[:, cases].mean(axis=-1)
-    return result
+def _means_of_sets(values: Array, present: Array, sets: Sequence[Sequence[int]], cases: NDArray[np.int64]) -> Array:
+    """Per set, the mean over its columns of the means over drawn cases; NaN where a draw has no value of a column.
+
+    Args:
+        values: (cases, columns), 0 where there is none.
+        present: (cases, columns), 1 where there is a value, else 0.
+        sets: Columns of each result.
+        cases: (..., drawn), indices of cases.
+    """
+    times = _times_drawn(cases, len(values))
+    with np.errstate(invalid="ignore"):
+        means = (times @ values) / (times @ present)
+    # BCa counts draws below the mean and draws equal to it: how a sum was rounded must not decide between them.
+    return np.stack([np.round(means[..., list(columns)].mean(axis=-1), 13) for columns in sets])
+
+
+def _times_drawn(cases: NDArray[np.int64], n: int) -> Array:
+    """How often each of ``n`` cases was drawn, (..., n)."""
+    draws = cases.reshape(-1, cases.shape[-1])
+    places = draws + n * np.arange(len(draws))[:, np.newaxis]
+    return np.bincount(places.ravel(), minlength=n * len(draws)).reshape(*cases.shape[:-1], n).astype(float)
 
 
 def nanmean(values: Array, axis: int) -> Array:

@@ -14,21 +14,14 @@ DASH = "–"  # noqa: RUF001
 def scopes(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     """Lines of a score table: everything, the frequency groups, then each structure."""
     structures = comparison["structures"]
-    lines = [{"key": "overall", "label": "mean over structures", "n": len(comparison["cases"]), "kind": "overall"}]
+    lines = [{"key": "overall", "label": "mean over structures", "kind": "overall"}]
     for group in ("rare", "medium", "frequent"):
         members = [item for item in structures if item["group"] == group]
         if members:
-            lines.append({"key": group, "label": f"{group} ({len(members)})", "n": len(comparison["cases"]),
-                          "kind": "group"})
+            lines.append({"key": group, "label": f"{group} ({len(members)})", "kind": "group"})
     lines += [{"key": item["key"], "label": item["name"], "n": item["cases_present"], "kind": "structure",
                "group": item["group"], "volume": item["mean_volume_ml"]} for item in structures]
     return lines
-
-
-def metric_of(comparison: dict[str, Any], key: str) -> dict[str, Any]:
-    """Description of a metric."""
-    found: dict[str, Any] = next(metric for metric in comparison["protocol"]["metrics"] if metric["key"] == key)
-    return found
 
 
 def score_of(row: dict[str, Any], metric: dict[str, Any], scope: str) -> dict[str, Any]:
@@ -46,6 +39,16 @@ def score_cell(row: dict[str, Any], metric: dict[str, Any], scope: str) -> str:
     return number(score_of(row, metric, scope)["mean"], metric)
 
 
+def cases_cell(comparison: dict[str, Any], metric: dict[str, Any], scope: str) -> str:
+    """How many cases the means of a line rest on: those in which the row has a value."""
+    found = [score_of(row, metric, scope)["n"] for row in comparison["rows"]]
+    return f"{found[0]}" if min(found) == max(found) else f"{min(found)} to {max(found)}"
+
+
+def cases_text(number_of_cases: int) -> str:
+    return "1 case" if number_of_cases == 1 else f"{number_of_cases} cases"
+
+
 def scored_cell(comparison: dict[str, Any], row: dict[str, Any], metric: dict[str, Any]) -> str:
     """How many structures of how many a mean rests on, over all cases: distances need both sides."""
     first = comparison["protocol"]["metrics"][0]["key"]
@@ -56,7 +59,8 @@ def number(value: float | None, metric: dict[str, Any], signed: bool = False) ->
     """A value in the metric's printed scale."""
     if value is None:
         return DASH
-    text = format(value * metric["scale"], f"{'+' if signed and value else ''}.{metric['digits']}f")
+    shown = round(value * metric["scale"], metric["digits"]) or 0.0  # without the sign of a value that rounds to 0
+    text = format(shown, f"{'+' if signed and shown else ''}.{metric['digits']}f")
     return text.replace("-", "\N{MINUS SIGN}")
 
 

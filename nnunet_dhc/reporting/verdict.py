@@ -10,8 +10,8 @@ from typing import Any
 from nnunet_dhc.reporting.differences import correct
 from nnunet_dhc.reporting.protocols import Metric
 from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM
+from nnunet_dhc.reporting.table_cells import cases_text, number, p_text
 
-MINUS = "\N{MINUS SIGN}"
 _STOCK = re.compile(r"nnUNetTrainer(NoMirroring)?(_\d+epochs?)?(_NoMirroring)?$")
 _CONTROLS = {
     "pair supervised": re.compile(r"nnUNetTrainerPairSupervised(_\d+epochs?)?$"),
@@ -30,9 +30,14 @@ _TIME_TOLERANCE = 0.15
 
 
 def role(trainer: str | None, unlabeled_cases: int | None) -> str:
-    """``stock``, ``pair supervised``, ``pair mixed``, ``semi-supervised`` or ``other``."""
+    """``stock``, ``pair supervised``, ``pair mixed``, ``semi-supervised`` or ``other``.
+
+    Args:
+        trainer: The trainer, or the name of a row that was given by hand.
+        unlabeled_cases: How many it used, where that is known.
+    """
     name = trainer or ""
-    if _STOCK.match(name):
+    if _STOCK.match(name) or name.lower() == "stock":
         return "stock"
     for control, pattern in _CONTROLS.items():
         if pattern.match(name):
@@ -48,7 +53,7 @@ def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]
     if not differences:
         score = rows[0]["scores"][metric.key]["overall"]
         return {"sentence": f"{rows[0]['name']}: mean {metric.label} {_score(score['mean'], metric)}"
-                            f"{_interval_text(score, metric, signed=False)} on {_cases(num_cases)}.",
+                            f"{_interval_text(score, metric, signed=False)} on {cases_text(num_cases)}.",
                 "claim": "no comparison", "row": rows[0]["name"], "against": None}
     sign = 1 if metric.higher_is_better else -1
     known = [entry for entry in differences if _overall(entry, metric)["mean"] is not None]
@@ -59,21 +64,24 @@ def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]
     found = _overall(best, metric)
     name, against = best["row"], best["against"]
     means = {row["name"]: row["scores"][metric.key]["overall"]["mean"] for row in rows}
-    change = f"{_points(found['mean'], metric)}{_interval_text(found, metric)}"
-    measured = f"mean {metric.label} {_score(means[name], metric)} against {_score(means[against], metric)}, {change}"
+    apart = _unlike_the_means(found, means[name], means[against], metric)
+    reason = "; case by case, and with structures that one row alone paints, " if apart else ""
+    points = f"{_points(found['mean'], metric)}{_interval_text(found, metric)}"
+    of_row, of_other = _score(means[name], metric), _score(means[against], metric)
+    measured = f"mean {metric.label} {of_row} against {of_other}{reason or ', '}{points}"
     among = f" (best of {len(differences)} compared with {against})" if len(differences) > 1 else ""
     if found["claim"] == "too few cases":
-        sentence = (f"No claim: {_cases(found['n'])} {'is' if found['n'] == 1 else 'are'} too few "
+        sentence = (f"No claim: {cases_text(found['n'])} {'is' if found['n'] == 1 else 'are'} too few "
                     f"({MIN_CASES_FOR_CLAIM} are needed). Mean {metric.label} of {name}{among} "
-                    f"{_score(means[name], metric)}, of {against} {_score(means[against], metric)}: {change}.")
+                    f"{of_row}, of {against} {of_other}{reason or ': '}{points}.")
     elif found["claim"] in ("better", "worse"):
-        sentence = (f"{name}{among} is {found['claim']} than {against} on these {_cases(found['n'])}: {measured}, "
+        sentence = (f"{name}{among} is {found['claim']} than {against} on these {cases_text(found['n'])}: {measured}, "
                     f"{_p(found['p_holm'])}{_corrected(found)}.")
     else:
         why = ("its interval includes 0" if _includes_zero(found)
                else f"the signed-rank test does not confirm it, {_p(found['p_holm'])}{_corrected(found)}")
         sentence = (f"No difference between {name}{among} and {against} can be claimed from these "
-                    f"{_cases(found['n'])}: {measured}; {why}.")
+                    f"{cases_text(found['n'])}: {measured}; {why}.")
     return {"sentence": sentence, "claim": found["claim"], "row": name, "against": against}
 
 
@@ -183,7 +191,7 @@ def attribution(rows: Sequence[dict[str, Any]], contrast: Any, metric: Metric, s
     else:
         no_mirroring = "_NoMirroring" if target["facts"].get("mirror_axes") == "none" else ""
         missing.append("stock nnU-Net with the same wall-clock (of nnU-Net's trainers nnUNetTrainer_<N>epochs"
-                       f"{no_mirroring} take the one nearest to {_epochs_for_equal_time(target, equal_steps)})")
+                       f"{no_mirroring} take the one {_epochs_for_equal_time(target, equal_steps)})")
     correct(list(contrasts.values()), metric)
     parts = [{**part, **contrasts[part["row"], part["against"]]} for part in parts]
     if parts and not target["facts"].get("steps"):
@@ -262,8 +270,8 @@ def _closest(rows: Sequence[dict[str, Any]], target: dict[str, Any], fact: str,
 def _epochs_for_equal_time(target: dict[str, Any], stock: dict[str, Any] | None) -> str:
     if stock and stock["facts"].get("seconds") and stock["facts"].get("epochs") and target["facts"].get("seconds"):
         ratio = target["facts"]["seconds"] / stock["facts"]["seconds"]
-        return f"N = {max(1, round(stock['facts']['epochs'] * ratio))}"
-    return "as many epochs as fit into the time"
+        return f"nearest to N = {max(1, round(stock['facts']['epochs'] * ratio))}"
+    return "that trains about as long"
 
 
 def _overall(entry: dict[str, Any], metric: Metric) -> dict[str, Any]:
@@ -279,31 +287,30 @@ def _corrected(found: dict[str, Any]) -> str:
     return f", corrected for {found['comparisons']} comparisons" if found.get("comparisons", 1) > 1 else ""
 
 
-def _cases(count: int) -> str:
-    return "1 case" if count == 1 else f"{count} cases"
-
-
 def _score(value: float | None, metric: Metric) -> str:
-    if value is None:
-        return "undefined"
-    unit = f" {metric.unit}" if metric.unit not in ("0-100", "") else ""
-    return f"{value * metric.scale:.{metric.digits}f}{unit}"
+    return "undefined" if value is None else f"{number(value, vars(metric))} {metric.unit_of_value}".rstrip()
 
 
 def _points(value: float, metric: Metric) -> str:
-    unit = "points" if metric.unit in ("%", "0-100") else metric.unit
-    return f"{value * metric.scale:+.{metric.digits}f} {unit}".replace("-", MINUS)
+    return f"{number(value, vars(metric), signed=True)} {metric.unit_of_difference}"
+
+
+def _unlike_the_means(found: dict[str, Any], mean: float | None, against: float | None, metric: Metric) -> bool:
+    """Whether a reader would find another difference from the two means, by more than was rounded."""
+    if mean is None or against is None:
+        return True
+    return abs(float(found["mean"]) - (mean - against)) * metric.scale >= 0.5 * 10.0**-metric.digits
 
 
 def _interval_text(found: dict[str, Any], metric: Metric, signed: bool = True) -> str:
     if found["low"] is None:
         return ""
-    form = f"{'+' if signed else ''}.{metric.digits}f"
-    low, high = (format(found[side] * metric.scale, form).replace("-", MINUS) for side in ("low", "high"))
+    low, high = (number(found[side], vars(metric), signed) for side in ("low", "high"))
     return f" (95 % interval {low} to {high})"
 
 
 def _p(value: float | None) -> str:
     if value is None:
         return "p undefined"
-    return "p < 0.0001" if value < 0.0001 else f"p = {value:.2g}"
+    text = p_text(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import fields, replace
 from itertools import pairwise
@@ -28,6 +29,7 @@ from nnunet_dhc.reporting.render_text import render_text
 from nnunet_dhc.reporting.score_tables import RowScores, describe_structures
 from nnunet_dhc.reporting.statistics import holm
 from nnunet_dhc.reporting.structures import label_space
+from nnunet_dhc.reporting.table_cells import number as number_text
 from nnunet_dhc.reporting.verdict import caution
 
 SAME_PLANS = {"planned": "a hash", "configuration": "3d_fullres"}
@@ -383,8 +385,10 @@ def test_2d_color_pictures(tmp_path):
     assert [plane["plane"] for plane in found["overlays"][0]["planes"]] == ["slice"]
 
 
-@pytest.mark.parametrize(("of_a", "of_b", "expected"), [(1, 0, -1 / 3), (3, 0, -1.0), (1, 3, 2 / 3), (0, 0, None)])
-def test_painting_an_absent_structure_in_some_seeds(tmp_path, of_a, of_b, expected):
+@pytest.mark.parametrize(("of_a", "of_b", "expected", "is_that_of_the_means"), [
+    (1, 0, -1 / 3, False), (3, 0, -1.0, True), (1, 3, 2 / 3, False), (0, 0, None, True),
+])
+def test_painting_an_absent_structure_in_some_seeds(tmp_path, of_a, of_b, expected, is_that_of_the_means):
     for case in range(8):
         write_volume(tmp_path / "reference" / f"c{case}.nii.gz", boxes(rare=False))
         for name, seeds_that_paint in (("a", of_a), ("b", of_b)):
@@ -393,8 +397,13 @@ def test_painting_an_absent_structure_in_some_seeds(tmp_path, of_a, of_b, expect
     djfile = write_json(tmp_path / "dataset.json", dataset_json())
     rows = [(name, tmp_path / f"{name}{seed}") for name in ("b", "a") for seed in range(3)]
     found = build_comparison(collect_folders(rows, tmp_path / "reference", djfile), Options(images=False))
-    difference = found["differences"][0]["metrics"]["dice"]["structures"]["3"]["mean"]
-    assert difference == (None if expected is None else pytest.approx(expected))
+    of_dice = found["differences"][0]["metrics"]["dice"]
+    assert of_dice["structures"]["3"]["mean"] == (None if expected is None else pytest.approx(expected))
+    reason = " %, " if is_that_of_the_means else "; case by case, and with structures that one row alone paints, "
+    assert reason in found["verdict"]["sentence"]
+    of_dice["overall"] |= {"n": 4, "claim": "too few cases"}
+    few = verdict.verdict(found["rows"], found["differences"], STANDARD.metrics[0], 4)["sentence"]
+    assert few.startswith("No claim") and reason.replace(" %, ", " %: ") in few
 
 
 def test_better_in_the_mean_of_structures_and_worse_in_most_cases_is_no_claim():
@@ -508,6 +517,42 @@ def test_painting_an_absent_structure_is_paid_for_in_the_difference(tmp_path):
     assert difference["structures"]["1"]["claim"] == "better"
     assert found["winners"]["dice"]["3"] == found["winners"]["dice"]["overall"] == "leaves"
     assert "paints is worse than leaves" in found["verdict"]["sentence"]
+    assert re.search(r"rare box +2 to 10 ", render_text(found)) and "| rare box | 2 to 10 |" in render_markdown(found)
+
+
+def test_a_row_named_stock_is_stock(tmp_path):
+    for case in range(8):
+        for name, shift in (("reference", 0), ("Stock", 2), ("nnUNetTrainerDHC", 1)):
+            write_volume(tmp_path / name / f"c{case}.nii.gz", boxes(shift))
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    rows = [(name, tmp_path / name) for name in ("nnUNetTrainerDHC", "Stock")]
+    found = build_comparison(collect_folders(rows, tmp_path / "reference", djfile), Options(images=False))
+    assert found["baseline"] == "Stock" and found["rows"][1]["role"] == "stock"
+    assert [text for text in found["attribution"]["missing"] if text.startswith("stock")] == [
+        "stock nnU-Net with the same wall-clock (of nnU-Net's trainers nnUNetTrainer_<N>epochs take the one that "
+        "trains about as long)"]
+    assert "case by case, and" not in found["verdict"]["sentence"]
+
+
+def test_what_rounds_to_0_has_no_sign():
+    metric = vars(STANDARD.metrics[0])
+    assert [number_text(value, metric, signed=True) for value in (-0.0001, 0.0001, 0.001, -0.001)] == [
+        "0.0", "0.0", "+0.1", "\N{MINUS SIGN}0.1"]
+
+
+def test_units_of_values_and_differences():
+    units = {metric.unit: (metric.unit_of_value, metric.unit_of_difference)
+             for protocol in PROTOCOLS.values() for metric in protocol.metrics}
+    assert units == {"%": ("%", "points"), "0-100": ("", "points"), "mm": ("mm", "mm"), "voxels": ("voxels", "voxels")}
+
+
+def test_one_case_is_no_cases(tmp_path):
+    for name in ("reference", "one"):
+        write_volume(tmp_path / name / "c.nii.gz", boxes())
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    found = build_comparison(collect_folders([("one", tmp_path / "one")], tmp_path / "reference", djfile),
+                             Options(images=False))
+    assert ": 1 case, protocol" in render_text(found)
 
 
 def test_p_values_are_corrected_for_all_rows_and_structures(comparison):

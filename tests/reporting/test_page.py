@@ -16,7 +16,8 @@ from PIL import Image
 
 from nnunet_dhc.reporting.charts import Series, line_chart, nice_range, tick, x_ticks
 from nnunet_dhc.reporting.collect import Selection, collect_trainings
-from nnunet_dhc.reporting.compare import Options
+from nnunet_dhc.reporting.compare import Options, build_comparison
+from nnunet_dhc.reporting.output import json_ready
 from nnunet_dhc.reporting.overlays import _colors
 from nnunet_dhc.reporting.page_scores import short_name
 from nnunet_dhc.reporting.page_training import _alarms, _at, dice_courses
@@ -73,6 +74,13 @@ def test_nothing_comes_from_elsewhere(page):
     for address in _Checker(page).addresses:
         assert address.startswith(("data:image/", "#")), address
     assert not re.search(r"https?://|@import|url\(", page)
+
+
+def test_an_axis_of_the_protocol_of_the_paper_has_no_second_scale(finished_tree, monkeypatch):
+    finished_tree.environment(monkeypatch)
+    selection = Selection("901", ("nnUNetTrainer", "nnUNetTrainerDHC"))
+    page = render_html(json_ready(build_comparison(collect_trainings(selection), Options("dhc", images=False))))
+    assert '<span id="axis-high">100</span>' in page and '"ofDifference":"points"' in page
 
 
 def test_links_lead_somewhere(page):

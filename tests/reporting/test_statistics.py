@@ -10,7 +10,7 @@ from scipy import stats
 from nnunet_dhc.reporting.statistics import (
     Interval,
     claim,
-    class_mean_interval,
+    class_mean_intervals,
     frequency_groups,
     holm,
     mean_and_spread,
@@ -91,14 +91,46 @@ def test_three_cases_have_no_interval():
     assert three.low is None and four.low < four.mean < four.high
     matrix = np.random.default_rng(3).random((10, 2))
     matrix[3:, 1] = np.nan
-    both, second = class_mean_interval(matrix, [[0, 1], [1]])
+    both, second = class_mean_intervals(matrix, [[0, 1], [1]])
     assert both.low is not None and (second.n, second.low) == (3, None)
 
 
 def test_class_means_are_averaged_over_classes_not_over_values():
     # Class 1 has one value only: (mean(0, 0, 0) + 1) / 2, not 1 / 4.
     matrix = np.array([[0.0, 1.0], [0.0, np.nan], [0.0, np.nan]])
-    assert class_mean_interval(matrix, [[0, 1]])[0].mean == pytest.approx(0.5)
+    assert class_mean_intervals(matrix, [[0, 1]])[0].mean == pytest.approx(0.5)
+
+
+def test_intervals_of_complete_scores_are_scipys():
+    matrix = np.random.default_rng(5).random((30, 4))
+    drawn = stats.bootstrap((np.arange(30),), lambda cases, axis: np.stack(
+        [matrix[cases][..., columns].mean(axis=-2).mean(axis=-1) for columns in ([0, 1, 2, 3], [0, 1], [3])]),
+        vectorized=True, n_resamples=4999, batch=500, method="BCa", rng=np.random.default_rng(20230816))
+    found = class_mean_intervals(matrix, [[0, 1, 2, 3], [0, 1], [3]])
+    assert [item.low for item in found] == pytest.approx(drawn.confidence_interval.low, abs=1e-12)
+    assert [item.high for item in found] == pytest.approx(drawn.confidence_interval.high, abs=1e-12)
+    assert found[2] == mean_intervals(list(matrix.T))[3]
+
+
+def test_a_draw_without_a_structure_is_no_mean_of_the_others():
+    matrix = np.full((8, 2), np.nan)
+    matrix[:, 0] = np.random.default_rng(1).normal(0.9, 0.01, 8)
+    matrix[:2, 1] = 0.1, 0.2
+    found = class_mean_intervals(matrix, [[0, 1]])[0]
+    assert found.low < found.mean < found.high < 0.6
+
+
+def test_a_group_of_one_structure_has_the_interval_of_the_structure():
+    matrix = np.random.default_rng(1).random((12, 2))
+    matrix[6:, 1] = np.nan
+    assert class_mean_intervals(matrix, [[0, 1], [1]])[1] == mean_intervals(list(matrix.T))[1]
+
+
+def test_the_rounding_of_sums_changes_no_interval():
+    """Of six cases, draws with the mean of all are frequent, and BCa counts those below it and those equal to it."""
+    values = np.random.default_rng(0).random(6)
+    first, second = mean_intervals([values, values * 3.0])
+    assert (3 * first.low, 3 * first.high) == pytest.approx((second.low, second.high), abs=1e-12)
 
 
 def test_the_same_numbers_give_the_same_interval():

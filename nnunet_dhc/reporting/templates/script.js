@@ -18,7 +18,8 @@
   const hint = document.getElementById("hint");
   const detail = document.getElementById("case-detail");
   const minus = "\u2212";
-  const show = (value, digits) => value === null || value === undefined ? "\u2013" : value.toFixed(digits).replace("-", minus);
+  const signed = (text) => text.replace("-", Number(text) === 0 ? "" : minus);
+  const show = (value, digits) => value === null || value === undefined ? "\u2013" : signed(value.toFixed(digits));
 
   const valuesOf = (row) => {
     const metric = +metricChoice.value;
@@ -47,8 +48,8 @@
     const [low, high] = limits(all);
     const place = (value) => `${100 * (value - low) / (high - low)}%`;
     const digits = data.metrics[+metricChoice.value].digits;
-    const named = data.metrics[+metricChoice.value].unit;
-    const unit = named === "%" && differenceChoice && differenceChoice.checked ? "points" : named;
+    const metric = data.metrics[+metricChoice.value];
+    const unit = differenceChoice && differenceChoice.checked ? metric.ofDifference : metric.ofValue;
     fields.forEach((field, row) => {
       const known = all[row].filter((value) => value !== null);
       field.querySelectorAll(".dot").forEach((dot) => {
@@ -68,7 +69,7 @@
       setEntry(field);
     });
     document.getElementById("axis-low").textContent = Number(low.toPrecision(3)).toString().replace("-", minus);
-    document.getElementById("axis-high").textContent = `${Number(high.toPrecision(3))} ${unit}`;
+    document.getElementById("axis-high").textContent = `${Number(high.toPrecision(3))} ${unit}`.trim();
   };
 
   const ordered = (field) => [...field.querySelectorAll(".dot:not([hidden])")]
