@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table of methods."""
+    from nnunet_dhc.reporting.text_table import aligned
     from nnunet_dhc.trainers.table import METHODS
 
     if args.json:
@@ -23,7 +24,5 @@ def run(args: argparse.Namespace) -> None:
         return
     rows = [("trainer (-tr)", "weights of A, B", "what it is", "paper")]
     rows += [(m.name, f"{m.weighting_a}, {m.weighting_b}", m.summary, m.paper) for m in METHODS.values()]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+    print("\n".join(aligned(rows, left=range(4))))
     print("\nEvery name also exists with a number of epochs: nnUNetTrainerDHC_1epoch, nnUNetTrainerDHC_250epochs.")

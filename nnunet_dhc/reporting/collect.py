@@ -15,8 +15,9 @@ from typing import Any
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collection import Collection, Note, Row, Run, check_comparable, notes_of_trainings
 from nnunet_dhc.reporting.image_files import other_place
-from nnunet_dhc.reporting.run_files import RunRecord, case_list, read_run, training_logs
+from nnunet_dhc.reporting.run_files import RunRecord, case_list, json_object, read_run, training_logs
 from nnunet_dhc.reporting.structures import label_space, read_dataset_json
+from nnunet_dhc.reporting.table_cells import cases_text
 
 _IN_SPLIT_AND_LOG = {"labeled": ("train", 0), "validation": ("val", 1)}
 _REPAIR_SPLIT = "put the file back that was trained with"
@@ -57,8 +58,7 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
         if not found:
             raise UserError(f"{roots[0] / name / model} does not exist: train it with nnUNetv2_train "
                             f"{selection.dataset} {row.configuration} 0 -tr {row.trainer} -p {row.plans}.")
-        plans = _plans(found[0])
-        if plans is not None:
+        if plans := json_object(found[0] / "plans.json"):
             row.plans_hash = _content_hash(plans)
             row.planned = _content_hash({key: plans[key] for key in plans.keys() - {"plans_name", "nnunet_dhc"}})
         models += found
@@ -93,7 +93,7 @@ def collect_folders(inputs: Sequence[tuple[str, Path]], reference_folder: Path, 
     rows: dict[str, Row] = {}
     taken: dict[str, set[Path]] = {}
     for name, folder in inputs:
-        row = rows.setdefault(name, Row(name))
+        row = rows.setdefault(name, Row(_printable("-i", name)))
         if not folder.is_dir():
             raise UserError(f"-i {folder} is not there: it must be a folder of predictions.")
         if folder.resolve() in taken.setdefault(name, set()):
@@ -102,6 +102,8 @@ def collect_folders(inputs: Sequence[tuple[str, Path]], reference_folder: Path, 
         if not (files := _files_with(ending, folder)):
             raise UserError(f"-i {folder} holds no {ending} file, which is file_ending in {dataset_json_file}.")
         row.runs.append(Run(len(row.runs), "-", files))
+    if images_folder is not None and not images_folder.is_dir():
+        raise UserError(f"--images {images_folder} is not there: it must be the folder of images (CASE_0000).")
     if not reference_folder.is_dir():
         raise UserError(f"{reference_folder} does not exist: -ref is the folder of reference label maps.")
     references = _files_with(ending, reference_folder)
@@ -155,9 +157,12 @@ def dataset_name(dataset: str, folders: Sequence[Path]) -> str:
 
 def _selected_rows(selection: Selection) -> list[Row]:
     """A row for every trainer, plans and configuration; plans written at a trainer are that trainer's only ones."""
+    for option, values in (("-c", selection.configurations), ("-p", selection.plans)):
+        if twice := _repeated(values):
+            raise UserError(f"{option} names {twice[0]} twice: leave one out.")
     rows = []
     for text in selection.trainers:
-        match = _TRAINING.fullmatch(text)
+        match = _TRAINING.fullmatch(_printable("-tr", text))
         if match is None:
             raise UserError(f"-tr {text} is not [NAME=]TRAINER[@PLANS].")
         own_plans = match["plans"]
@@ -168,10 +173,21 @@ def _selected_rows(selection: Selection) -> list[Row]:
                 parts += [plans] if plans_vary else []
                 parts += [configuration] if len(selection.configurations) > 1 else []
                 rows.append(Row(" · ".join(parts), match["trainer"], plans, configuration))
-    names = [row.name for row in rows]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := _repeated([row.name for row in rows]):
         raise UserError(f"-tr names the row {twice[0]} twice: give each another name, NAME=TRAINER@PLANS.")
     return rows
+
+
+def _repeated(values: Sequence[str]) -> list[str]:
+    return sorted({value for value in values if values.count(value) > 1})
+
+
+def _printable(option: str, name: str) -> str:
+    """The name of a row, which stands in lines of tables."""
+    if not name.isprintable():
+        raise UserError(f"{option} {name!r}: a row's name holds a line break or another character that can't be "
+                        "printed; give it another name.")
+    return name
 
 
 def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: Path | None,
@@ -180,7 +196,7 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
         fold := path.name.removeprefix("fold_")))
     if folds is None and not unfinished:
         existing = [fold for fold in existing if (model / f"fold_{fold}" / "validation").is_dir()]
-    wanted = list(existing if folds is None else folds)
+    wanted = list(dict.fromkeys(existing if folds is None else folds))
     if not wanted:
         missing = "fold folder" if unfinished else "fold with a validation folder"
         raise UserError(f"{model} has no {missing}: train it, or finish it with nnUNetv2_train ... --val.")
@@ -282,8 +298,9 @@ def _check_predictions(collection: Collection, allow_different: bool) -> None:
             run.predictions = {case: path for case, path in run.predictions.items() if case in common}
     missing = sorted(common - set(collection.references))
     if missing:
-        raise UserError(f"{len(missing)} predictions have no reference ({missing[0]} ...): check -ref, "
-                        "or gt_segmentations of the preprocessed dataset.")
+        more = " ..." if missing[1:] else ""
+        raise UserError(f"{cases_text(len(missing))} with predictions, but no reference ({missing[0]}{more}): check "
+                        "-ref, or gt_segmentations of the preprocessed dataset.")
     collection.references = {case: collection.references[case] for case in sorted(common)}
 
 
@@ -364,15 +381,6 @@ def _fold_of(preprocessed: Path | None, fold: int) -> dict[str, Any] | None:
     if not (isinstance(found, dict) and all(isinstance(found.get(key, []), list) for key in ("train", "val"))):
         raise UserError(f"{path} is no list of folds with lists of cases: {_REPAIR_SPLIT}")
     return found
-
-
-def _plans(model: Path) -> dict[str, Any] | None:
-    """The plans that a model was trained with; None where they can't be read."""
-    try:
-        content = json.loads((model / "plans.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _content_hash(content: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ def build_comparison(collection: Collection, options: Options) -> dict[str, Any]
         return overall
 
     comparison: dict[str, Any] = {
-        **header("comparison", collection),
+        **header("comparison", described(collection)),
         "anonymised": options.anonymise,
         "protocol": protocol.as_json(),
         "structures": structures,
@@ -89,15 +89,19 @@ def build_comparison(collection: Collection, options: Options) -> dict[str, Any]
     return comparison
 
 
-def header(kind: str, collection: Collection) -> dict[str, Any]:
+def described(collection: Collection) -> dict[str, Any]:
+    """The dataset, as a page names it."""
+    return {"name": collection.dataset, "channel": collection.channel, "ignore_label": collection.labels.ignore_label}
+
+
+def header(kind: str, dataset: dict[str, Any]) -> dict[str, Any]:
     """What every page starts with."""
     return {
         "format": {"name": f"nnunet_dhc {kind}", "version": FORMAT_VERSION},
         "kind": kind,
         "made": {"nnunet_dhc": __version__, "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")},
         "disclaimer": DISCLAIMER,
-        "dataset": {"name": collection.dataset, "channel": collection.channel,
-                    "ignore_label": collection.labels.ignore_label},
+        "dataset": dataset,
     }
 
 

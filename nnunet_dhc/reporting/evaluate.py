@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.image_files import simple_itk
@@ -91,12 +90,16 @@ def _score_pair(pair: Pair, labels: LabelSpace, protocol: Protocol) -> Scores:
 
 
 class _Cache:
-    """Scores by a hash that holds no path: the folder may leave the house."""
+    """Scores by hashes that hold no path: the folder may leave the house.
+
+    A key is the hash of both paths and what is measured, and that of how the files are now.
+    """
 
     def __init__(self, folder: Path | None, labels: LabelSpace, protocol: Protocol) -> None:
         self.path = None if folder is None else folder / _CACHE_FILE
         self.what = f"{_CACHE_VERSION} {protocol.name} {labels}"
         self.scores: dict[str, Scores] = {}
+        self.current: dict[str, str] = {}
         if self.path is not None and self.path.is_file():
             try:
                 content = json.loads(self.path.read_text(encoding="utf-8"))
@@ -106,19 +109,27 @@ class _Cache:
                 self.scores = content
 
     def key(self, pair: Pair) -> str:
-        parts: list[Any] = [self.what]
+        states = []
         for path in pair:
             try:
                 status = path.stat()
             except FileNotFoundError:
                 raise UserError(f"{path} does not exist.") from None
-            parts.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+            states.append((status.st_size, status.st_mtime_ns))
+        place = _hash([self.what, *(str(path.resolve()) for path in pair)])
+        self.current[place] = f"{place}-{_hash(states)}"
+        return self.current[place]
 
     def write(self) -> None:
+        """Keep what was read and scored, but not the scores of files that were replaced since."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self.scores))
+        temporary.write_text(json.dumps({key: scores for key, scores in self.scores.items()
+                                         if self.current.get(key.split("-")[0], key) == key}))
         os.replace(temporary, self.path)
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:32]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,12 @@ def score_files(prediction: Path, reference: Path, labels: LabelSpace, protocol:
 
 
 def _check_labels(path: Path, voxels: NDArray[Any], labels: LabelSpace) -> None:
-    """Refuse a mask, whose only label is 255 or another one that the dataset doesn't have, and absurd numbers.
-
-    Further labels beside those of the dataset are none of its structures, and no mistake.
-    """
-    largest = int(voxels.max()) if voxels.size else 0
-    is_mask = largest not in labels.all_labels and not ((voxels > 0) & (voxels < largest)).any()
-    if largest > _MAX_LABEL or is_mask:
-        raise UserError(f"{path} holds the label {largest}, which is not in dataset.json.")
+    """Refuse labels that the dataset doesn't have: a mask of 255, a file of another dataset, absurd numbers."""
+    largest = int(voxels.max(initial=0))
+    found = [largest] if largest > _MAX_LABEL else np.flatnonzero(_label_counts(voxels, largest + 1)).tolist()
+    if unknown := sorted(set(found) - labels.all_labels):
+        raise UserError(f"{path} holds the label {unknown[0]}, which is not in dataset.json: name it there under "
+                        "labels, or make it 0 in the file.")
 
 
 def score_arrays(
@@ -127,12 +126,24 @@ def _label_pairs(prediction: NDArray[Any], reference: NDArray[Any]) -> NDArray[n
     """How many voxels have label i in the prediction and j in the reference, shape (labels, labels)."""
     size = int(max(prediction.max(initial=0), reference.max(initial=0))) + 1
     counts = np.zeros(size * size, dtype=np.int64)
-    rows = max(1, _SLAB_VOXELS // max(1, prediction[0].size))
-    for start in range(0, len(prediction), rows):
-        slab = slice(start, start + rows)
+    for slab in _slabs(prediction):
         pairs = prediction[slab].astype(np.int64) * size + reference[slab].astype(np.int64)
         counts += np.bincount(pairs.ravel(), minlength=size * size)
     return counts.reshape(size, size)
+
+
+def _label_counts(voxels: NDArray[Any], size: int) -> NDArray[np.int64]:
+    """How many voxels have each label below ``size``."""
+    counts = np.zeros(size, dtype=np.int64)
+    for slab in _slabs(voxels):
+        counts += np.bincount(voxels[slab].ravel().astype(np.int64, copy=False), minlength=size)
+    return counts
+
+
+def _slabs(voxels: NDArray[Any]) -> Iterator[slice]:
+    """Parts along the first axis, so that sums over large volumes need little memory."""
+    rows = max(1, _SLAB_VOXELS // max(1, voxels[:1].size))
+    return (slice(start, start + rows) for start in range(0, len(voxels), rows))
 
 
 def _label_boxes(voxels: NDArray[Any]) -> dict[int, Box]:

@@ -30,6 +30,13 @@ def short_name(name: str) -> str:
     return short if short[:1].isalpha() else name
 
 
+def short_names(comparison: dict[str, Any]) -> dict[str, str]:
+    """How each row is called where there is little space; rows whose short names would be the same keep their own."""
+    short = {row["name"]: short_name(row["name"]) for row in comparison["rows"]}
+    found = list(short.values())
+    return {name: text if found.count(text) == 1 else name for name, text in short.items()}
+
+
 def size_text(volume_ml: float) -> str:
     """A volume in three digits."""
     return f"{volume_ml:,.0f}" if volume_ml >= 100 else f"{volume_ml:.3g}"
@@ -146,7 +153,7 @@ def page_data(comparison: dict[str, Any]) -> dict[str, Any]:
     shown = {case: f"overlay-{index}" for index, case in enumerate(item["case"] for item in comparison["overlays"])}
     return {
         "cases": comparison["cases"],
-        "rows": [short_name(row["name"]) for row in comparison["rows"]],
+        "rows": list(short_names(comparison).values()),
         "structures": [item["name"] for item in comparison["structures"]],
         "volumes": [[_rounded(comparison["reference_volume_ml"][case].get(key)) for key in keys]
                     for case in comparison["cases"]],
@@ -177,7 +184,8 @@ def _bar(row: dict[str, Any], found: dict[str, Any], metric: dict[str, Any], top
     claimed = difference_of(entry, metric, scope)["claim"] if entry else ""
     interval = interval_cell(found, metric)
     return {
-        "name": short_name(row["name"]), "kind": bar_kind(row["name"], comparison), "mark": _MARKS.get(claimed, ""),
+        "name": short_names(comparison)[row["name"]], "kind": bar_kind(row["name"], comparison),
+        "mark": _MARKS.get(claimed, ""),
         "claim": claimed, "value": number(found["mean"], metric), "width": percent(found["mean"]),
         "low": percent(found["low"]), "high": percent(found["high"]),
         "best": comparison["winners"][metric["key"]].get(scope) == row["name"],

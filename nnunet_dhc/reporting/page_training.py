@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from nnunet_dhc.reporting.charts import Series, line_chart
-from nnunet_dhc.reporting.page_scores import bar_kind, short_name
+from nnunet_dhc.reporting.page_scores import bar_kind, short_names
 from nnunet_dhc.reporting.table_cells import duration, memory, parameters
 
 _MOST_LINES = 8
@@ -23,7 +23,9 @@ def training_runs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     names = [item["name"] for item in comparison.get("structures", [])]
     # Curves of a pair say more than those of stock, whichever is better.
     subject = comparison["attribution"]["subject"] or comparison["verdict"]["row"]
-    return [_run(curves, names) for curves in sorted(comparison["training"], key=lambda run: run["row"] != subject)]
+    short = short_names(comparison)
+    return [_run(curves, names, short[curves["row"]])
+            for curves in sorted(comparison["training"], key=lambda run: run["row"] != subject)]
 
 
 def agreement_chart(comparison: dict[str, Any]) -> dict[str, Any] | None:
@@ -81,7 +83,7 @@ def _structure_courses(comparison: dict[str, Any], names: Sequence[str], runs: S
 def _row_lines(comparison: dict[str, Any], names: Sequence[str], runs: Sequence[dict[str, Any]], x: str, y: str,
                x_scale: float = 1.0, y_scale: float = 1.0) -> list[Series]:
     """A line a row, with a point an epoch: the mean of the row's runs. Colored as elsewhere on the page."""
-    series, others = [], count(1)
+    series, others, short = [], count(1), short_names(comparison)
     for name in names:
         own = [curves for curves in runs if curves["row"] == name]
         epochs = sorted({epoch for curves in own for epoch in curves["epochs"]})
@@ -94,7 +96,7 @@ def _row_lines(comparison: dict[str, Any], names: Sequence[str], runs: Sequence[
 
         kind = bar_kind(name, comparison)
         points = [(at, value) for at, value in zip(means(x, x_scale), means(y, y_scale), strict=True) if at is not None]
-        series.append(Series(short_name(name), [value for _, value in points],
+        series.append(Series(short[name], [value for _, value in points],
                              kind if kind != "other" else f"c{next(others) % _MOST_LINES}", [at for at, _ in points]))
     return series
 
@@ -113,7 +115,7 @@ def _legend(series: Sequence[Series]) -> list[dict[str, str]]:
 def costs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     """Time, memory and parameters of each row, with the ratio to the baseline."""
     result = []
-    rows = comparison["rows"]
+    rows, short = comparison["rows"], short_names(comparison)
     baseline = next((row for row in rows if row["name"] == comparison.get("baseline")), rows[0])
     for key, label, text in (("seconds", "training time", duration), ("peak_memory_bytes", "peak memory", memory),
                              ("parameters", "parameters", parameters)):
@@ -125,14 +127,14 @@ def costs(comparison: dict[str, Any]) -> list[dict[str, Any]]:
         for row in rows:
             value = row["facts"].get(key)
             ratio = f"× {value / reference:.2f}" if value and reference and row is not baseline else ""  # noqa: RUF001
-            bars.append({"name": short_name(row["name"]), "kind": bar_kind(row["name"], comparison),
+            bars.append({"name": short[row["name"]], "kind": bar_kind(row["name"], comparison),
                          "value": text(value), "ratio": ratio,
                          "width": round(100 * value / max(known), 1) if value else None})
         result.append({"label": label, "bars": bars})
     return result
 
 
-def _run(curves: dict[str, Any], structures: Sequence[str]) -> dict[str, Any]:
+def _run(curves: dict[str, Any], structures: Sequence[str], row: str) -> dict[str, Any]:
     epochs = curves["epochs"]
     charts = []
 
@@ -156,7 +158,7 @@ def _run(curves: dict[str, Any], structures: Sequence[str]) -> dict[str, Any]:
         [Series("share", curves.get("unsupervised_gradient_share", []), "mean")], floor=0.0)
     add("Difference of the logits of A and B, relative",
         [Series("gap", curves.get("relative_logit_gap", []), "mean")], floor=0.0)
-    return {"title": _title(curves), "charts": charts, "epochs": epochs[-1] + 1,
+    return {"title": _title(curves, row), "charts": charts, "epochs": epochs[-1] + 1,
             "weights": _per_class(curves, "class_weights", structures),
             "shares": _per_class(curves, "pseudo_label_share", structures),
             "counters": [{"label": key.replace("_", " "), "value": value}
@@ -230,6 +232,6 @@ def _known_mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _title(curves: dict[str, Any]) -> str:
+def _title(curves: dict[str, Any], row: str) -> str:
     repeat = f", seed {curves['repeat'] + 1}" if curves["repeat"] else ""
-    return f"{short_name(curves['row'])}, fold {curves['fold']}{repeat}"
+    return f"{row}, fold {curves['fold']}{repeat}"

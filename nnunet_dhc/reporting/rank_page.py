@@ -6,18 +6,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from nnunet_dhc import __version__
 from nnunet_dhc.reporting.charts import nice_range, tick
-from nnunet_dhc.reporting.compare import DISCLAIMER, FORMAT_VERSION
+from nnunet_dhc.reporting.compare import header
 from nnunet_dhc.reporting.output import json_ready, write_text
 from nnunet_dhc.reporting.rank_pictures import add_rank_pictures
 from nnunet_dhc.reporting.render_html import page_environment
 from nnunet_dhc.reporting.table_cells import markdown_table
+from nnunet_dhc.reporting.text_table import aligned
 
 _LINES_AFTER_BUDGET = 10
 _HARDLY_TRAINED = 0.6
@@ -42,9 +41,7 @@ def finish_ranking(ranking: dict[str, Any], folder: Path, images: bool = True, a
     """Add what every page starts with, the notes, and the pictures; drop what only ranking needs."""
     ranking = _anonymous(ranking) if anonymise else ranking
     finished: dict[str, Any] = {
-        "format": {"name": "nnunet_dhc rank", "version": FORMAT_VERSION}, "kind": "rank",
-        "made": {"nnunet_dhc": __version__, "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")},
-        "disclaimer": DISCLAIMER, "dataset": {"name": ranking["model"]["dataset"]},
+        **header("rank", {"name": ranking["model"]["dataset"]}),
         "anonymised": anonymise, **ranking, "notes": [*ranking.get("notes", ()), *_NOTES], "overlays": [],
     }
     never = [item["name"] for item in ranking["structures"] if item["found_in"] == 0]
@@ -86,16 +83,11 @@ def write_ranking(ranking: dict[str, Any], folder: Path, name: str = "rank") -> 
 def render_rank_text(ranking: dict[str, Any]) -> str:
     """The scans to label next as a table on a terminal."""
     heading, lines = _table(ranking, [line for line in ranking["ranking"] if line["chosen"]])
-    table = [heading, *lines]
-    widths = [max(len(row[column]) for row in table) for column in range(len(heading))]
-    aligned = ["  ".join(cell.ljust(width) if column == 1 else cell.rjust(width)
-                         for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-               for row in table]
     more = len(ranking["ranking"]) - len(lines)
     after = [f"... and {more} more in rank.csv"] if more else []
     left_out = [f"Left out: {item['case']} {item['reason']}" for item in ranking["left_out"][:5]]
-    return "\n".join([*_head(ranking), "", *aligned, *after, *left_out, "", ranking["notes"][-1],
-                      ranking["disclaimer"]]) + "\n"
+    return "\n".join([*_head(ranking), "", *aligned([heading, *lines], left=(1,)), *after, *left_out, "",
+                      ranking["notes"][-1], ranking["disclaimer"]]) + "\n"
 
 
 def _head(ranking: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ def render_html(comparison: dict[str, Any]) -> str:
     environment = page_environment()
     environment.filters.update(cases=table_cells.cases_text, count=table_cells.count,
                                duration=table_cells.duration, dash=table_cells.or_dash,
-                               short=page_scores.short_name, svg=Markup,
+                               short=page_scores.short_names(comparison).__getitem__, svg=Markup,
                                breakable=_breakable, hash=_short_hash, units=_with_units)
     scored = bool(comparison.get("cases"))
     context: dict[str, Any] = {

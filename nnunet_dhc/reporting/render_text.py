@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from nnunet_dhc.reporting.page_scores import short_name
+from nnunet_dhc.reporting.page_scores import short_names
 from nnunet_dhc.reporting.table_cells import cases_cell, cases_text, cost_cells, scopes, score_cell, scored_cell
-
-_BOLD, _PLAIN = "\033[1m", "\033[0m"
+from nnunet_dhc.reporting.text_table import aligned
 
 
 def render_text(comparison: dict[str, Any], color: bool = False) -> str:
     """Verdict, one table per metric (structures down, rows across), costs, and the rules for empty structures."""
     rows = comparison["rows"]
+    headings = list(short_names(comparison).values())
     lines = [f"{comparison['dataset']['name']}: {cases_text(len(comparison['cases']))}, "
              f"protocol {comparison['protocol']['name']}", "", comparison["verdict"]["sentence"]]
     if comparison["verdict"].get("caution"):
@@ -24,7 +23,7 @@ def render_text(comparison: dict[str, Any], color: bool = False) -> str:
     lines += [f"Missing control: {text}." for text in comparison["attribution"]["missing"]]
     for metric in comparison["protocol"]["metrics"]:
         arrow = "higher is better" if metric["higher_is_better"] else "lower is better"
-        table = [[f"{metric['label']} [{metric['unit']}], {arrow}", "n", *_short_names(rows)]]
+        table = [[f"{metric['label']} [{metric['unit']}], {arrow}", "n", *headings]]
         bold: list[list[bool]] = [[False] * (len(rows) + 2)]
         for scope in scopes(comparison):
             table.append([scope["label"], cases_cell(comparison, metric, scope["key"]),
@@ -34,29 +33,13 @@ def render_text(comparison: dict[str, Any], color: bool = False) -> str:
         if not metric["higher_is_better"]:
             table.append(["scored structures", "", *(scored_cell(comparison, row, metric) for row in rows)])
             bold.append([False] * len(table[0]))
-        lines += ["", *_aligned(table, bold if color else None)]
-    found = [["missed / spurious structures", *_short_names(rows)],
+        lines += ["", *aligned(table, bold=bold if color else None)]
+    found = [["missed / spurious structures", *headings],
              ["all", *(f"{sum(row['missed'].values()):g} / {sum(row['spurious'].values()):g}" for row in rows)]]
-    lines += ["", *_aligned(found)]
-    lines += ["", *_aligned([["", *_short_names(rows)], *cost_cells(rows)])]
+    lines += ["", *aligned(found)]
+    lines += ["", *aligned([["", *headings], *cost_cells(rows)])]
     lines += ["", "Empty structures (prediction, reference):"]
     lines += [f"  {rule['prediction']}, {rule['reference']}: {rule['meaning']}"
               for rule in comparison["protocol"]["empty_rules"]]
     lines += ["", *comparison["notes"], comparison["disclaimer"]]
     return "\n".join(lines) + "\n"
-
-
-def _short_names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return [short_name(row["name"]) for row in rows]
-
-
-def _aligned(table: Sequence[Sequence[str]], bold: Sequence[Sequence[bool]] | None = None) -> list[str]:
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    lines = []
-    for number, line in enumerate(table):
-        cells = [cell.ljust(width) if column == 0 else cell.rjust(width)
-                 for column, (cell, width) in enumerate(zip(line, widths, strict=True))]
-        if bold is not None:
-            cells = [f"{_BOLD}{cell}{_PLAIN}" if flag else cell for cell, flag in zip(cells, bold[number], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return lines

@@ -9,6 +9,7 @@ from nnunet_dhc.reporting.collection import Collection, Run
 from nnunet_dhc.reporting.compare import (
     Options,
     build_comparison,
+    described,
     header,
     row_facts,
     run_facts,
@@ -36,7 +37,7 @@ def build_report(collection: Collection, options: Options) -> dict[str, Any]:
     else:
         runs = run_facts(row)
         report = {
-            **header("report", collection),
+            **header("report", described(collection)),
             "anonymised": options.anonymise,
             "structures": [{"key": item.key, "name": item.name.replace("_", " ")}
                            for item in collection.labels.structures],

@@ -42,6 +42,7 @@ def report_from_arguments(args: argparse.Namespace) -> None:
 
 
 def _collection(args: argparse.Namespace) -> Collection:
+    _refuse_both_kinds(args)
     if args.i:
         if args.ref is None or args.djfile is None:
             raise UserError("-i needs -ref (folder of reference label maps) and -djfile (dataset.json).")
@@ -50,6 +51,17 @@ def _collection(args: argparse.Namespace) -> Collection:
         raise UserError("Say what to compare: -d and -tr for trainings, or -i NAME=DIR with -ref and -djfile.")
     return collect_trainings(Selection(args.d, args.tr, args.p, args.c, args.f, tuple(args.results_roots or ())),
                              args.allow_different)
+
+
+def _refuse_both_kinds(args: argparse.Namespace) -> None:
+    """Of options for trainings and options for folders, one kind would count nowhere."""
+    of_trainings = {"-d": args.d, "-tr": args.tr, "-f": args.f, "--results-roots": args.results_roots}
+    of_folders = {"-ref": args.ref, "-djfile": args.djfile, "--images": args.images}
+    useless = [option for option, value in (of_trainings if args.i else of_folders).items() if value is not None]
+    if useless and args.i:
+        raise UserError(f"{useless[0]} is for trainings, -i for folders of predictions: leave one of them out.")
+    if useless:
+        raise UserError(f"{useless[0]} is for folders of predictions: give them with -i NAME=DIR, or leave it out.")
 
 
 def _named_folders(texts: Sequence[str]) -> list[tuple[str, Path]]:

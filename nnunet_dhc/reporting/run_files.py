@@ -79,7 +79,7 @@ class RunRecord:
 
 def read_run(folder: Path) -> RunRecord:
     """Everything that the files of a fold folder tell."""
-    record = RunRecord(folder, manifest=_json(folder / "dhc_run.json"), debug=_json(folder / "debug.json"),
+    record = RunRecord(folder, manifest=json_object(folder / "dhc_run.json"), debug=json_object(folder / "debug.json"),
                        epochs=_json_lines(folder / "dhc_log.jsonl"),
                        finished=(folder / "checkpoint_final.pth").is_file())
     if not record.manifest.get("parameters"):
@@ -208,7 +208,8 @@ def _versions(debug: dict[str, Any]) -> dict[str, str] | None:
     return {"torch": str(debug["torch_version"])} if "torch_version" in debug else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """Content of a JSON file; empty where it can't be read or is no object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):

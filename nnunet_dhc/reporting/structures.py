@@ -70,8 +70,11 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or key not in content:
             raise UserError(f'{path} has no "{key}": it is not a dataset.json of nnU-Net v2.')
     try:
-        label_space(content)
+        structures = label_space(content).structures
     except (AttributeError, TypeError, ValueError):
         raise UserError(f"{path}: labels must give each name its number (or the list of a region), as in "
                         '{"background": 0, "liver": 1}.') from None
+    if not structures:
+        raise UserError(f"{path}: labels name no structure beside the background, so there is nothing to score; add "
+                        "the structures.")
     return dict(content)

@@ -60,6 +60,10 @@ def test_compare_folders_anonymised_without_images(tmp_path, capsys):
     (["-i", "a/validation", "b/validation", "-ref", ".", "-djfile", "d"], "-i a/validation is one of 2 folders named"),
     (["-i", "a/validation", "validation=b", "-ref", ".", "-djfile", "d"], "give each a name (-i NAME=DIR)"),
     (["-d", "901", "-tr", "nnUNetTrainerDHC"], "no folder for dataset 901"),
+    (["-d", "901", "-tr", "nnUNetTrainer", "-i", "a=b"], "-d is for trainings, -i for folders of predictions"),
+    (["-i", "a=b", "-ref", ".", "-djfile", "d", "-f", "0"], "-f is for trainings, -i for folders of predictions"),
+    (["-d", "901", "-tr", "nnUNetTrainer", "-ref", "."], "-ref is for folders of predictions: give them with -i"),
+    (["-d", "901", "-tr", "nnUNetTrainer", "--images", "."], "--images is for folders of predictions"),
 ])
 def test_errors_are_one_line(tree, tmp_path, capsys, arguments, message):
     tree.results.mkdir(exist_ok=True)
@@ -74,6 +78,7 @@ def test_errors_are_one_line(tree, tmp_path, capsys, arguments, message):
     ({"labels": ["background", "large"], "file_ending": ".nii.gz"}, "labels must give each name its number"),
     ({"labels": {"0": "background", "1": "large"}, "file_ending": ".nii.gz"}, "labels must give each name its number"),
     ([1], 'has no "labels"'),
+    ({"labels": {"background": 0, "ignore": 1}, "file_ending": ".nii.gz"}, "labels name no structure beside"),
 ])
 def test_bad_dataset_json_is_one_line(tmp_path, capsys, content, message):
     djfile = tmp_path if content is None else write_json(tmp_path / "dataset.json", content)

@@ -244,8 +244,40 @@ def test_a_prediction_without_reference_is_refused(tmp_path):
     djfile = write_json(tmp_path / "dataset.json", dataset_json())
     write_volume(tmp_path / "reference" / "case.nii.gz", boxes())
     write_volume(tmp_path / "one" / "other.nii.gz", boxes())
-    with pytest.raises(UserError, match="no reference"):
+    with pytest.raises(UserError, match=r"1 case with predictions, but no reference \(other\)"):
         collect_folders([("a", tmp_path / "one")], tmp_path / "reference", djfile)
+
+
+def test_a_folder_of_images_that_is_none_is_named(tmp_path):
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    write_volume(tmp_path / "one" / "case.nii.gz", boxes())
+    with pytest.raises(UserError, match=r"--images .*nowhere is not there"):
+        collect_folders([("a", tmp_path / "one")], tmp_path / "one", djfile, tmp_path / "nowhere")
+
+
+def test_a_row_has_a_name_that_can_be_printed(tree, tmp_path):
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    write_volume(tmp_path / "one" / "case.nii.gz", boxes())
+    with pytest.raises(UserError, match=r"-i 'a\\nb': a row's name holds a line break"):
+        collect_folders([("a\nb", tmp_path / "one")], tmp_path / "one", djfile)
+    tree.add_stock()
+    with pytest.raises(UserError, match=r"-tr 'a\\x1bb=nnUNetTrainer': a row's name"):
+        collect_trainings(Selection("901", ["a\x1bb=nnUNetTrainer"]))
+
+
+def test_a_fold_given_twice_counts_once(tree):
+    tree.add_stock()
+    row, = collect_trainings(Selection("901", ["nnUNetTrainer"], folds=["0", "0", "1"])).rows
+    assert [run.fold for run in row.runs] == ["0", "1"]
+
+
+@pytest.mark.parametrize(("option", "twice"), [
+    ("-c", {"configurations": ["2d", "2d"]}), ("-p", {"plans": ["nnUNetPlans", "nnUNetPlans"]}),
+])
+def test_what_is_given_twice_is_named_by_its_option(tree, option, twice):
+    tree.add_stock()
+    with pytest.raises(UserError, match=rf"^{option} names \w+ twice: leave one out"):
+        collect_trainings(Selection("901", ["nnUNetTrainer"], **twice))
 
 
 def remove(folder):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -27,7 +28,10 @@ def test_scores_are_cached_by_file(tmp_path, monkeypatch):
         assert score_pairs([pair], labels, STANDARD, 1, tmp_path / "cache") == first
     write_volume(pair[0], boxes(2))
     assert score_pairs([pair], labels, STANDARD, 1, tmp_path / "cache") != first
-    assert str(tmp_path) not in (tmp_path / "cache" / ".metrics_cache.json").read_text()
+    cache = tmp_path / "cache" / ".metrics_cache.json"
+    assert str(tmp_path) not in cache.read_text()
+    score_pairs([pair], labels, DHC, 1, tmp_path / "cache")
+    assert len(json.loads(cache.read_text())) == 2  # one a protocol; none of the file that was replaced
 
 
 def test_several_processes_score_alike(tmp_path):

@@ -265,14 +265,17 @@ def test_what_is_no_label_map_of_the_dataset_is_refused(tmp_path):
     Image.fromarray(np.stack([boxes()[2], boxes(1)[2], boxes(2)[2]], axis=-1)).save(tmp_path / "color.png")
     with pytest.raises(UserError, match=r"color\.png is a color picture"):
         score_files(tmp_path / "prediction.png", tmp_path / "color.png", LABELS, STANDARD)
-    others = boxes()[2] + 60 * (boxes()[2] > 0)  # none of this dataset's structures is in this scan
-    Image.fromarray(others.astype(np.uint8)).save(tmp_path / "others.png")
-    found = score_files(tmp_path / "prediction.png", tmp_path / "others.png", LABELS, STANDARD)
-    assert found["1"]["spurious"] and found["1"]["dice"] == 0.0
     more = boxes()[2].copy()
-    more[-1, -1] = 77  # a structure that this dataset doesn't have
+    more[-1, -2:] = 77, 200
     Image.fromarray(more).save(tmp_path / "more.png")
-    assert score_files(tmp_path / "prediction.png", tmp_path / "more.png", LABELS, STANDARD)["1"]["dice"] == 1.0
+    for files in (("prediction.png", "more.png"), ("more.png", "prediction.png")):
+        with pytest.raises(UserError, match=r"more\.png holds the label 77, .* name it there under labels, or"):
+            score_files(*(tmp_path / name for name in files), LABELS, STANDARD)
+    more[-1, -2:] = 1, 2  # the smaller one is a structure, the other one isn't
+    Image.fromarray(more).save(tmp_path / "more.png")
+    with pytest.raises(UserError, match=r"more\.png holds the label 2"):
+        score_files(tmp_path / "more.png", tmp_path / "more.png",
+                    label_space({"labels": {"background": 0, "a": [1, 3], "b": 3, "ignore": 4}}), STANDARD)
 
 
 def test_distances_have_the_spacing_of_the_reference(tmp_path):

@@ -19,7 +19,7 @@ from nnunet_dhc.reporting.collect import Selection, collect_trainings
 from nnunet_dhc.reporting.compare import Options, build_comparison
 from nnunet_dhc.reporting.output import json_ready
 from nnunet_dhc.reporting.overlays import _colors
-from nnunet_dhc.reporting.page_scores import short_name
+from nnunet_dhc.reporting.page_scores import short_name, short_names
 from nnunet_dhc.reporting.page_training import _alarms, _at, dice_courses
 from nnunet_dhc.reporting.pictures import label_colors, label_picture
 from nnunet_dhc.reporting.render_html import render_html
@@ -155,6 +155,8 @@ def test_short_names():
     assert short_name("nnUNetTrainer_250epochs") == "nnUNetTrainer 250ep"
     assert short_name("nnUNetTrainerDHC_1epoch · plansA") == "DHC 1ep · plansA"
     assert short_name("my folder") == "my folder"
+    rows = [{"name": name} for name in ("DHC", "nnUNetTrainerDHC", "nnUNetTrainerCPS")]
+    assert list(short_names({"rows": rows}).values()) == ["DHC", "nnUNetTrainerDHC", "CPS"]
 
 
 def test_charts():
@@ -179,7 +181,8 @@ def test_courses_of_all_rows_in_one_chart():
          "dice_mean": [[0.9], [None]]},
         {"row": "without a log"},
     ]
-    comparison = {"training": runs, "baseline": "stock", "verdict": {"row": "pair"}, "rows": [{}, {}],
+    comparison = {"training": runs, "baseline": "stock", "verdict": {"row": "pair"},
+                  "rows": [{"name": "stock"}, {"name": "pair"}],
                   "structures": [{"name": "liver", "mean_volume_ml": 1500.0}, {"name": "gland", "mean_volume_ml": 3.0}]}
     courses = dice_courses(comparison)
     assert [course["title"] for course in courses] == [
