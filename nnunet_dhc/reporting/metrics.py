@@ -33,16 +33,21 @@ def score_files(prediction: Path, reference: Path, labels: LabelSpace, protocol:
     if predicted.shape != expected.shape:
         raise UserError(f"{prediction} has shape {predicted.shape}, its reference {reference} has {expected.shape}: "
                         "they are not of the same scan, or one was resampled.")
-    for path, voxels in ((prediction, predicted), (reference, expected)):
-        _check_labels(path, voxels, labels)
+    _check_labels(prediction, predicted, labels)
+    _check_labels(reference, expected, labels, may_have_others=True)
     return score_arrays(predicted, expected, spacing_mm, labels, protocol)
 
 
-def _check_labels(path: Path, voxels: NDArray[Any], labels: LabelSpace) -> None:
-    """Refuse labels that the dataset doesn't have: a mask of 255, a file of another dataset, absurd numbers."""
+def _check_labels(path: Path, voxels: NDArray[Any], labels: LabelSpace, may_have_others: bool = False) -> None:
+    """Refuse labels that the dataset doesn't have: a mask of 255, a file of another dataset, absurd numbers.
+
+    Args:
+        may_have_others: As a reference in which more is labeled than was trained, but not with one label alone.
+    """
     largest = int(voxels.max(initial=0))
     found = [largest] if largest > _MAX_LABEL else np.flatnonzero(_label_counts(voxels, largest + 1)).tolist()
-    if unknown := sorted(set(found) - labels.all_labels):
+    unknown = sorted(set(found) - labels.all_labels)
+    if unknown and not (may_have_others and len(set(found) - {0}) > 1):
         raise UserError(f"{path} holds the label {unknown[0]}, which is not in dataset.json: name it there under "
                         "labels, or make it 0 in the file.")
 
