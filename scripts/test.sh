@@ -31,7 +31,7 @@ check() {
 }
 check ruff "$PYTHON" -m ruff check .
 check mypy "$PYTHON" -m mypy
-"$PYTHON" -c "import matplotlib.font_manager"  # its cache, or the first of the tests that read an output finds a line on it
+"$PYTHON" -c "import matplotlib.font_manager"  # makes its font cache, or it says so in an output that a test reads
 check pytest "$PYTHON" -m pytest -n auto --maxprocesses 8 --timeout 1200 ${pytest_arguments[@]+"${pytest_arguments[@]}"}
 
 took=$(duration $((SECONDS - started)))

@@ -15,7 +15,7 @@ def check_output_folder(folder: Path) -> None:
     Raises:
         UserError: ``folder`` or a folder above it is a file, or belongs to somebody else.
     """
-    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
+    existing = next((path for path in (folder, *folder.absolute().parents) if os.path.exists(path)), None)
     if existing is not None and not existing.is_dir():
         raise UserError(f"-o {folder}: {existing} is a file; give a folder")
     if existing is not None and not os.access(existing, os.W_OK | os.X_OK):

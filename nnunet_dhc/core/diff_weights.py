@@ -83,7 +83,7 @@ class DiffDW(ClassWeighting):
         accumulation: Literal["ema", "window"] = "ema",
     ) -> None:
         super().__init__(num_classes, mode)
-        if tau < 1 or tau != int(tau):
+        if not 1 <= tau < math.inf or tau != int(tau):
             raise ValueError(f"tau is {tau}, but must be a whole number of steps, at least 1")
         if not 0.0 <= alpha < math.inf:
             raise ValueError(f"alpha is {alpha}, but must be a finite number, at least 0")

@@ -184,8 +184,8 @@ def _refuse_folders_of_others(output: Path, state_file: Path) -> None:
         return
     for name in _MADE_FOLDERS:
         if (output / name).is_dir() and any((output / name).iterdir()):
-            raise UserError(f"-o {output}: {output / name} was made by no demo, which would replace files in it: give "
-                            "another folder")
+            raise UserError(f"-o {output}: {output / name} has files that no demo made and this one might replace: "
+                            "give another folder")
 
 
 def _has_unlabeled(split: Path) -> bool:

@@ -101,6 +101,7 @@ def has_gaps(comparison: dict[str, Any], metric: dict[str, Any]) -> bool:
 def class_cards(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     """Per metric, one card a structure with a bar a row, rare structures first."""
     result = []
+    short = short_names(comparison)
     for metric in comparison["protocol"]["metrics"]:
         cards = []
         for scope in _ordered(comparison):
@@ -108,7 +109,7 @@ def class_cards(comparison: dict[str, Any]) -> list[dict[str, Any]]:
             top = 100.0 if metric["higher_is_better"] else max(
                 [value * metric["scale"] for item in found for value in (item["mean"], item["high"])
                  if value is not None], default=1.0) or 1.0
-            bars = [_bar(row, item, metric, top, comparison, scope["key"])
+            bars = [{"name": short[row["name"]], **_bar(row, item, metric, top, comparison, scope["key"])}
                     for row, item in zip(comparison["rows"], found, strict=True)]
             cards.append({**scope, "bars": bars, "top": f"{top:.3g}", "size": size_text(scope["volume"])})
         result.append({"metric": metric, "cards": cards})
@@ -184,9 +185,8 @@ def _bar(row: dict[str, Any], found: dict[str, Any], metric: dict[str, Any], top
     claimed = difference_of(entry, metric, scope)["claim"] if entry else ""
     interval = interval_cell(found, metric)
     return {
-        "name": short_names(comparison)[row["name"]], "kind": bar_kind(row["name"], comparison),
-        "mark": _MARKS.get(claimed, ""),
-        "claim": claimed, "value": number(found["mean"], metric), "width": percent(found["mean"]),
+        "kind": bar_kind(row["name"], comparison), "mark": _MARKS.get(claimed, ""), "claim": claimed,
+        "value": number(found["mean"], metric), "width": percent(found["mean"]),
         "low": percent(found["low"]), "high": percent(found["high"]),
         "best": comparison["winners"][metric["key"]].get(scope) == row["name"],
         "title": f"{row['name']}: {number(found['mean'], metric)} {interval} {metric['unit']}, "

@@ -122,19 +122,14 @@ class RowScores:
         return or_none(float(nanmean(nanmean(self.matrix(name, runs), axis=0), axis=0)))
 
 
-def column_sets(groups: Sequence[str]) -> dict[str, list[int]]:
-    """Columns of the whole and of each frequency group."""
+def scope_columns(groups: Sequence[str], keys: Sequence[str]) -> dict[str, list[int]]:
+    """Columns of everything, of each frequency group that has members, and of each structure."""
     sets = {"overall": list(range(len(groups)))}
     for name in GROUP_ORDER:
         members = [column for column, group in enumerate(groups) if group == name]
         if members:
             sets[name] = members
-    return sets
-
-
-def scope_columns(groups: Sequence[str], keys: Sequence[str]) -> dict[str, list[int]]:
-    """Columns of everything, of each frequency group, and of each structure."""
-    return {**column_sets(groups), **{key: [column] for column, key in enumerate(keys)}}
+    return sets | {key: [column] for column, key in enumerate(keys)}
 
 
 def of_scope(found: dict[str, Any], scope: str) -> dict[str, Any]:

@@ -39,11 +39,6 @@ class Interval:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def mean_intervals(columns: Sequence[Array]) -> list[Interval]:
-    """Mean and interval of each column; NaN values are left out of their column."""
-    return class_mean_intervals(np.stack(columns, axis=1), [[index] for index in range(len(columns))])
-
-
 def class_mean_intervals(matrix: Array, sets: Sequence[Sequence[int]]) -> list[Interval]:
     """Interval of the mean over classes of the means over cases, for each set of classes.
 

@@ -219,6 +219,7 @@ def test_unchanged_dice_is_an_unlearning_of_magnitude_zero() -> None:
     [
         {"tau": 0},
         {"tau": 2.5},
+        {"tau": float("inf")},
         {"alpha": -3},
         {"scale": -1},
         {"scale": float("nan")},

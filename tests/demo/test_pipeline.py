@@ -136,7 +136,7 @@ def test_folders_that_no_demo_made_are_left_alone(tmp_path, capsys):
     mine.touch()
     (out / "logs").mkdir()
     assert main(["demo", "-device", "cpu", "-o", str(out), "--data", str(source)]) == 2
-    assert f"{out / 'preprocessed'} was made by no demo" in capsys.readouterr().err.splitlines()[-1]
+    assert f"{out / 'preprocessed'} has files that no demo made" in capsys.readouterr().err.splitlines()[-1]
     assert mine.exists() and not (out / "raw").exists()
 
 

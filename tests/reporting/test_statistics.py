@@ -14,7 +14,6 @@ from nnunet_dhc.reporting.statistics import (
     frequency_groups,
     holm,
     mean_and_spread,
-    mean_intervals,
     wilcoxon_p,
 )
 
@@ -48,6 +47,11 @@ def test_the_test_confirms_nothing_that_goes_the_other_way():
 def test_five_cases_never_reach_significance():
     # Why six cases are asked for: 2 / 2**5 > 0.05.
     assert wilcoxon_p(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), 3.0) > 0.05
+
+
+def mean_intervals(columns):
+    """Of the mean of each column."""
+    return class_mean_intervals(np.stack(columns, axis=1), [[index] for index in range(len(columns))])
 
 
 def test_interval_is_close_to_that_of_students_t():

@@ -13,6 +13,8 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.reliability.changed_plans import changed_plans
 from nnunet_dhc.nnunet.training.recipe import Recipe
 
+FOR_LABELS = Recipe.for_labels
+
 
 @pytest.fixture
 def started(tiny_dataset):
@@ -34,9 +36,28 @@ def test_what_the_labels_decide_is_decided_where_the_plans_say_so_now(tiny_datas
     again.on_train_start()
     decided = Recipe(weight_exponent_final="auto").for_labels(again.data.labeled_counts)
     assert again.recipe.weight_exponent_final == decided.weight_exponent_final
-    third = resumed(tiny_dataset, again, weight_exponent_final="auto")
-    third.on_train_start()
-    assert third.recipe.weight_exponent_final == again.recipe.weight_exponent_final
+
+
+def test_a_number_in_the_plans_does_not_outlive_them(tiny_dataset):
+    exponents, trainer = [], make_trainer(tiny_dataset, weight_exponent_final="auto")
+    for setting in ("auto", 0.9, "auto"):
+        if exponents:
+            trainer = resumed(tiny_dataset, trainer, weight_exponent_final=setting)
+        trainer.on_train_start()
+        trainer._save([trainer.files.path("checkpoint_latest.pth")], finished_epochs=0)
+        exponents.append(trainer.recipe.weight_exponent_final)
+    assert exponents[1] == 0.9 and exponents[0] == exponents[2] != 0.9
+
+
+def test_what_the_labels_have_decided_stays_when_they_change(tiny_dataset, monkeypatch):
+    started = make_trainer(tiny_dataset, weight_exponent_final="auto")
+    started.on_train_start()
+    monkeypatch.setattr(Recipe, "for_labels", lambda recipe, counts, begun_with=None: FOR_LABELS(
+        recipe, [1000, 500, 500, 500], begun_with))
+    again = resumed(tiny_dataset, started, weight_exponent_final="auto")
+    again.on_train_start()
+    assert again.recipe.weight_exponent_final == started.recipe.weight_exponent_final == 0.5
+    assert FOR_LABELS(Recipe(weight_exponent_final="auto"), [1000, 500, 500, 500]).weight_exponent_final == 0
 
 
 def test_preprocessed_cases_that_are_gone_are_one_line(tiny_dataset, started):

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_training import log_lines, make_trainer
+from torch._dynamo.exc import TorchDynamoException
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.reliability.explained_errors import explained
 
 real_compile = torch.compile
 
@@ -62,6 +64,15 @@ def test_failure_in_the_backward_graph_falls_back_too(compiled):
     trainer.run_training()
     assert "The first step with torch.compile failed (RuntimeError: no compiler for this graph)" in log_of(trainer)
     assert log_lines(trainer)[0]["skipped_steps"] == 0
+
+
+def test_what_a_backend_says_is_said():
+    """torch._dynamo wraps it."""
+    error = RuntimeError("backend='inductor' raised:")
+    error.inner_exception = ModuleNotFoundError("No module named 'triton'\n\nlong text")
+    error.__cause__ = TorchDynamoException("x")
+    line = str(explained(error, None, "preprocess", "resume"))
+    assert line.startswith("torch.compile failed (ModuleNotFoundError: No module named 'triton'): train without it")
 
 
 class _FailsBackward(torch.autograd.Function):

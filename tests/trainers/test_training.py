@@ -105,13 +105,21 @@ def test_pair_mixed_hides_the_labels_of_labeled_cases(tiny_dataset):
     assert np.array_equal(image[:], labeled[0][:]) and labeled[1][:].max() > 0
     assert hidden.shape == labeled[1].shape and not hidden.any() and properties == {"class_locations": {}}
     samples = []
-    whole = labeled[0].shape[1:]
+    whole, load = labeled[0].shape[1:], dataset.labeled.load_case
+
+    def load_with_zeros_around(identifier):
+        image, segmentation, *others = load(identifier)
+        segmentation = np.array(segmentation[:])
+        segmentation[:, 0] = -1
+        return image, segmentation, *others
+
+    dataset.labeled.load_case = load_with_zeros_around
     with_mask = HiddenLabelsDataset(dataset.labeled, with_nonzero_mask=True)
     UnlabeledDataLoader(
         with_mask, 1, whole, whole, trainer.label_manager, transforms=lambda **sample: samples.append(sample) or sample
     ).generate_train_batch()
     segmentation = samples[0]["segmentation"]
-    assert segmentation.max() <= 0 and labeled[1][:].max() > 0, "labels reach the transforms"
+    assert (segmentation == -1).sum() == whole[1] * whole[2] and segmentation.max() == 0, "labels reach the transforms"
 
 
 def test_log_shows_the_share_of_the_unsupervised_term(tiny_dataset):

@@ -8,7 +8,7 @@ import os
 import shutil
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.reliability.compile_fallback import first_line, is_compile_failure
+from nnunet_dhc.nnunet.reliability.compile_fallback import first_words, is_compile_failure
 from nnunet_dhc.nnunet.reliability.device_errors import is_out_of_memory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -43,7 +43,7 @@ def explained(error: BaseException, output_folder: str | None, preprocess: str, 
         )
     if is_compile_failure(error):
         return UserError(
-            f"torch.compile failed ({first_line(error)}): train without it (export nnUNet_compile=f); continue with: "
+            f"torch.compile failed ({first_words(error)}): train without it (export nnUNet_compile=f); continue with: "
             f"{resume}"
         )
     if isinstance(error, RuntimeError) and output_folder is not None and is_full(output_folder):

@@ -46,7 +46,7 @@ class ReliableTrainer(nnUNetTrainer):
 
     output_folder: str | None = None
     can_be_continued = False  # whether this training has loaded or written a checkpoint
-    saved_epochs = 0  # finished epochs that it holds
+    epochs_in_checkpoint = 0
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class ReliableTrainer(nnUNetTrainer):
             ) from error
         except OSError as error:  # the preprocessed cases, by whose format nnU-Net chooses how to read them
             raise explained(error, self.output_folder, self._preprocess_command, self._resume_command) from error
-        self.can_be_continued, self.saved_epochs = True, self.current_epoch
+        self.can_be_continued, self.epochs_in_checkpoint = True, self.current_epoch
         changed = changed_plans(self.my_init_kwargs["plans"], plans, self.configuration_name)
         if changed:
             self.print_to_log_file(
@@ -194,7 +194,7 @@ class ReliableTrainer(nnUNetTrainer):
         elif not self.can_be_continued:
             state = "there is no checkpoint yet. Start again with"
         else:
-            state = f"the checkpoint holds every finished epoch ({self.saved_epochs}). Continue with"
+            state = f"the checkpoint holds every finished epoch ({self.epochs_in_checkpoint}). Continue with"
         return f"Stopped by {stopped.name} in {what}; {state}: {self._resume_command}"
 
     def _write_to_log(self, error: BaseException, line: str) -> None:

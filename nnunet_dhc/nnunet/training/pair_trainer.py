@@ -75,6 +75,7 @@ class PairTrainer(ReliableTrainer):
         self._continues = bool(plans.get("continue_training"))  # nnU-Net's __init__ takes it out of the plans
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.recipe = recipe_from_plans(type(self).recipe, self.plans_manager.plans)
+        self._labels_decide_exponent = self.recipe.weight_exponent_final == AUTO
         if not (self.has_unsupervised_patches or self.recipe.has_supervised_term):
             raise UserError(
                 "settings supervised_ce and supervised_dice of nnunet_dhc are both 0, and "
@@ -265,11 +266,9 @@ class PairTrainer(ReliableTrainer):
             weighting.to(self.device)
 
     def _recipe_begun_with(self) -> dict | None:
-        """That of the run that goes on, where its plans left to the labels what they decide, too."""
-        if self._checkpoint_state is None:
-            return None
-        began_with = recipe_from_plans(type(self).recipe, self.my_init_kwargs["plans"])  # the checkpoint's, by nnU-Net
-        return self._checkpoint_state["recipe"] if began_with.weight_exponent_final == AUTO else None
+        """That of the run that goes on, unless it had an exponent of the plans that the labels are to decide now."""
+        state = self._checkpoint_state
+        return state["recipe"] if state is not None and state.get("labels_decide_exponent", True) else None
 
     def _load_states(self, state: dict) -> None:
         try:
@@ -511,7 +510,7 @@ class PairTrainer(ReliableTrainer):
         for filename in filenames:
             if filename == filenames[0] or not (self.local_rank == 0 and share_content(filenames[0], filename)):
                 self.save_checkpoint(filename)
-        self.current_epoch, self.saved_epochs = current, finished_epochs
+        self.current_epoch, self.epochs_in_checkpoint = current, finished_epochs
 
     def save_checkpoint(self, filename: str) -> None:
         if self._put_off is not None:
@@ -526,6 +525,7 @@ class PairTrainer(ReliableTrainer):
                     "monitor": self.monitor.state_dict(),
                     "averaged_pair": None if self.averaged_pair is None else self.averaged_pair.state_dict(),
                     "recipe": self.recipe.to_json(),
+                    "labels_decide_exponent": self._labels_decide_exponent,
                     "data": self.data.fingerprint,
                     "class_names": self.class_names,
                 },

@@ -153,7 +153,7 @@ def _why_not_an_image(entry: os.DirEntry, ending: str) -> str:
 def _problem_of_files(files: list[tuple[int, str, Source]], num_channels: int, ending: str) -> str | None:
     for _, path, (name, *_) in files:
         if not _is_text(path):
-            return f"{name!a} has a name that is no valid UTF-8, which ends SimpleITK; rename it"
+            return f"{path if _is_text(name) else name!a} is no valid UTF-8, which ends SimpleITK; rename it"
     numbers = [number for number, _, _ in files]
     gaps = sorted(set(range(min(numbers[-1] + 1, num_channels))) - set(numbers))
     if gaps:

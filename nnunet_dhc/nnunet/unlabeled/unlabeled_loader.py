@@ -115,7 +115,7 @@ class HiddenLabelsDataset:
         return self.with_nonzero_mask or self.folder_with_segs_from_previous_stage is not None
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
-        """As of `UnlabeledDataset`, which says what is what."""
+        """As of `UnlabeledDataset`; where there is a mask, the loader takes the labels out of what it unpacks of it."""
         data, seg, seg_prev, _ = self.labeled.load_case(identifier)
         if not self.with_nonzero_mask:
             seg = np.broadcast_to(np.int8(0), (1, *data.shape[1:]))
@@ -189,7 +189,7 @@ class UnlabeledDataLoader(nnUNetDataLoader):
             sample = {"image": torch.from_numpy(crop_and_pad_nd(data, bbox, 0)).float()}
         if self._data.needs_segmentation:
             with _naming_damage(identifier, os.path.join(self._data.source_folder, names["nonzero"])):
-                sample["segmentation"] = _crop_segmentation(seg, bbox).clamp_(max=0)  # no label, -1 outside of nonzero
+                sample["segmentation"] = _crop_segmentation(seg, bbox).clamp(max=0)  # no label, -1 outside of nonzero
         if seg_prev is not None:
             previous = _crop_segmentation(seg_prev, bbox)[None]
             sample["segmentation"] = torch.cat((sample["segmentation"], previous), dim=0)
