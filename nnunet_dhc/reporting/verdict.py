@@ -65,7 +65,7 @@ def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]
     name, against = best["row"], best["against"]
     means = {row["name"]: row["scores"][metric.key]["overall"]["mean"] for row in rows}
     apart = _unlike_the_means(found, means[name], means[against], metric)
-    reason = "; case by case, painting what isn't there counted as 0 against 1, " if apart else ""
+    reason = "; paired by case " if apart else ""
     points = f"{_points(found['mean'], metric)}{_interval_text(found, metric)}"
     of_row, of_other = _score(means[name], metric), _score(means[against], metric)
     measured = f"mean {metric.label} {of_row} against {of_other}{reason or ', '}{points}"

@@ -399,7 +399,7 @@ def test_painting_an_absent_structure_in_some_seeds(tmp_path, of_a, of_b, expect
     found = build_comparison(collect_folders(rows, tmp_path / "reference", djfile), Options(images=False))
     of_dice = found["differences"][0]["metrics"]["dice"]
     assert of_dice["structures"]["3"]["mean"] == (None if expected is None else pytest.approx(expected))
-    reason = " %, " if is_that_of_the_means else "; case by case, painting what isn't there counted as 0 against 1, "
+    reason = " %, " if is_that_of_the_means else "; paired by case "
     assert reason in found["verdict"]["sentence"]
     of_dice["overall"] |= {"n": 4, "claim": "too few cases"}
     few = verdict.verdict(found["rows"], found["differences"], STANDARD.metrics[0], 4)["sentence"]
@@ -531,7 +531,7 @@ def test_a_row_named_stock_is_stock(tmp_path):
     assert [text for text in found["attribution"]["missing"] if text.startswith("stock")] == [
         "stock nnU-Net with the same wall-clock (of nnU-Net's trainers nnUNetTrainer_<N>epochs take the one that "
         "trains about as long)"]
-    assert "case by case" not in found["verdict"]["sentence"]
+    assert "paired by case" not in found["verdict"]["sentence"]
 
 
 def test_what_rounds_to_0_has_no_sign():
