@@ -106,7 +106,7 @@ class _Cache:
             except ValueError:
                 content = None
             if isinstance(content, dict):
-                self.scores = {key: scores for key, scores in content.items() if "-" in key}  # once they had one hash
+                self.scores = content
 
     def key(self, pair: Pair) -> str:
         states = []
