@@ -339,7 +339,7 @@ def _raw_images(raw: Path, dataset_json: dict[str, Any], ending: str, collection
     for case in collection.references:
         path = raw / "imagesTr" / f"{case}_0000{ending}"
         if isinstance(listed, dict) and case in listed:
-            path = (raw / str(listed[case]["images"][0])).resolve()
+            path = (raw / os.path.expandvars(str(listed[case]["images"][0]))).resolve()
         if path.is_file():
             images[case] = path
     return images

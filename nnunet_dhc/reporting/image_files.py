@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import math
-import zlib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nifti_integrity import damage_of_gzip, damage_of_nifti, is_nifti
 
 _PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")  # pixels of pictures have no size in mm; SimpleITK gives 1 mm
 _TIFF_ENDINGS = (".tif", ".tiff")
@@ -100,34 +98,20 @@ def _read_picture(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
 
 def _check_whole(path: Path) -> None:
     """Refuse a NIfTI or compressed file that was cut off: ITK reads what is missing as background, without an error."""
-    try:
-        if path.name.endswith(".gz"):
-            _read_to_the_end(path)
-        elif path.suffix == ".nii":
-            _compare_size_with_header(path)
-    except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path} can't be read ({error}): it is not complete; make it again.") from None
-
-
-def _read_to_the_end(path: Path) -> None:
-    with path.open("rb") as raw:
-        if raw.read(2) != b"\x1f\x8b":
-            raise UserError(f"{path} is no gzip file, as its name says it is: compress it with gzip, or make it again.")
-    with gzip.open(path) as file:
-        while file.read(1 << 20):
-            pass
-
-
-def _compare_size_with_header(path: Path) -> None:
-    import nibabel
-
-    try:
-        image: Any = nibabel.load(path)
-        expected = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-    except Exception:
-        return  # the readers have a message for what is no NIfTI file
-    if (size := path.stat().st_size) < expected:
-        raise EOFError(f"{size} bytes, and {expected} by its header")
+    if path.name.endswith(".gz"):
+        with path.open("rb") as file:
+            if file.read(2) != b"\x1f\x8b":
+                raise UserError(
+                    f"{path} is no gzip file, as its name says it is: compress it with gzip, or make it again."
+                )
+    if is_nifti(str(path)):
+        damage = damage_of_nifti(str(path), must_be_finite=False)
+    elif path.name.endswith(".gz"):
+        damage = damage_of_gzip(str(path))
+    else:
+        return
+    if damage is not None:
+        raise UserError(f"{path} {damage}: make it again.")
 
 
 def _geometry(path: Path) -> tuple[tuple[float, ...], ...] | None:

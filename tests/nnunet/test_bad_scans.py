@@ -14,9 +14,10 @@ from bring_up_to_date import manifest_lines, store_folder, update
 from PIL import Image
 from tiny_data import make_scan, write_image
 
+from nnunet_dhc import nifti_integrity
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.unlabeled import case_preprocessing, nifti_integrity
-from nnunet_dhc.nnunet.unlabeled.nifti_integrity import damage_of_nifti
+from nnunet_dhc.nifti_integrity import damage_of_nifti
+from nnunet_dhc.nnunet.unlabeled import case_preprocessing
 from nnunet_dhc.nnunet.unlabeled.scan_checks import BadScan, read_checked
 
 

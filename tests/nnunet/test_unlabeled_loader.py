@@ -21,7 +21,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tiny_data import make_scan, write_image
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import UnlabeledDataLoader, UnlabeledDataset
+from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset, UnlabeledDataLoader, UnlabeledDataset
 
 LABELS = LabelManager({"background": 0, "large": 1, "middle": 2, "small": 3}, None)
 
@@ -45,7 +45,7 @@ def store(folder: Path, cases: dict[str, np.ndarray], masks: dict[str, np.ndarra
         blosc2.asarray(array.astype(np.float32), urlpath=str(folder / f"{name}.b2nd"))
     for name, array in (masks or {}).items():
         blosc2.asarray(array.astype(np.int8), urlpath=str(folder / f"{name}_nonzero.b2nd"))
-    return UnlabeledDataset(folder, list(cases))
+    return UnlabeledDataset(folder, list(cases), with_nonzero_mask=masks is not None)
 
 
 def transforms_for(patch_size, *, dummy_2d=False, mask=None, cascaded=False):
@@ -119,7 +119,6 @@ def test_several_channels_of_which_some_are_masked(tmp_path, dummy_2d):
     mask = np.zeros((1, 20, 20, 20))
     mask[:, :, :10] = -1
     dataset = store(tmp_path, {"a": image}, {"a": mask})
-    assert dataset.with_nonzero_mask
     only_masking = UnlabeledDataLoader(
         dataset, 1, (20, 20, 20), (20, 20, 20), LABELS, transforms=MaskImageTransform([1])
     )
@@ -247,6 +246,33 @@ def test_a_damaged_mask_is_named(tmp_path):
     (tmp_path / "a_nonzero.b2nd").write_bytes(b"x")
     with pytest.raises(UserError, match=r"a_nonzero\.b2nd"):
         dataset.load_case("a")
+
+
+def damaged_inside(path: Path) -> None:
+    """A file that opens; its voxels can't be unpacked."""
+    blosc2.asarray(np.random.default_rng(0).integers(0, 3, (20, 20, 20), np.uint8), urlpath=str(path), mode="w")
+    path.write_bytes(overwritten(path.read_bytes()))
+
+
+def test_a_damaged_prediction_of_the_previous_stage_is_named(tmp_path):
+    previous = tmp_path / "previous"
+    previous.mkdir()
+    damaged_inside(previous / "a.b2nd")
+    store(tmp_path, {"a": np.ones((1, 20, 20, 20))})
+    dataset = UnlabeledDataset(tmp_path, ["a"], folder_with_segs_from_previous_stage=previous)
+    with pytest.raises(UserError, match=r"previous/a\.b2nd of the case a is damaged"):
+        next(UnlabeledDataLoader(dataset, 1, (20, 20, 20), (20, 20, 20), LABELS))
+
+
+def test_a_damaged_labeled_case_is_no_file_of_the_store(tmp_path):
+    """Its remedy is nnU-Net's preprocessing, which the training names."""
+    blosc2.asarray(np.ones((1, 20, 20, 20), np.float32), urlpath=str(tmp_path / "a.b2nd"))
+    damaged_inside(tmp_path / "a_seg.b2nd")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({}))
+    dataset = HiddenLabelsDataset(nnUNetDatasetBlosc2(str(tmp_path), ["a"]), with_nonzero_mask=True)
+    with pytest.raises(RuntimeError) as error:
+        next(UnlabeledDataLoader(dataset, 1, (20, 20, 20), (20, 20, 20), LABELS))
+    assert not isinstance(error.value, UserError)
 
 
 def test_whole_way_from_scan_to_batch_with_a_mask(tiny_dataset):

@@ -190,6 +190,15 @@ def test_no_unlabeled_case_says_where_to_put_them(tiny_dataset):
         assert needle in str(error.value)
 
 
+def test_a_case_of_the_split_without_its_image_is_named(tiny_dataset):
+    """Before anything was preprocessed, so that there is no folder for it yet."""
+    shutil.rmtree(tiny_dataset.images_un)
+    for case in SPLIT_FOLD.unlabeled:
+        (tiny_dataset.raw / "imagesTr" / f"{case}_0000.nii.gz").unlink()
+    with pytest.raises(UserError, match=f"{SPLIT_FOLD.unlabeled[0]}.* bring the images back"):
+        update(tiny_dataset, SPLIT_FOLD)
+
+
 def test_only_split_cases_is_enough(tiny_dataset):
     shutil.rmtree(tiny_dataset.images_un)
     pool = update(tiny_dataset, SPLIT_FOLD)

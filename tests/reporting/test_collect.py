@@ -27,6 +27,20 @@ def test_folds_and_rows(tree):
     assert len(found.images) == len(tree.cases)
 
 
+def test_images_that_dataset_json_lists_elsewhere(tree, monkeypatch):
+    """nnU-Net expands variables in these paths."""
+    tree.add_stock()
+    elsewhere = tree.root / "elsewhere"
+    (tree.raw / DATASET / "imagesTr").rename(elsewhere)
+    monkeypatch.setenv("SCANS", str(elsewhere))
+    listed = {case: {"images": [f"$SCANS/{case}_0000.nii.gz"], "label": f"labelsTr/{case}.nii.gz"}
+              for case in tree.cases}
+    for path in tree.root.rglob("dataset.json"):
+        write_json(path, {**json.loads(path.read_text()), "dataset": listed})
+    found = collect_trainings(Selection("901", ["nnUNetTrainer"]))
+    assert found.images[tree.cases[0]] == elsewhere / f"{tree.cases[0]}_0000.nii.gz"
+
+
 def test_a_trainer_with_plans_and_a_name_of_its_own(tree):
     tree.add_stock().add_pair("nnUNetTrainerDHC")
     model = tree.model("nnUNetTrainerDHC")

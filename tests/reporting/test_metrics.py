@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import nibabel
 import numpy as np
 import pytest
@@ -174,15 +176,30 @@ def test_a_broken_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("ending", "message"), [
-    (".nii.gz", "it is not complete"), (".nii", "1041 bytes, and 1081 by its header.: it is not complete"),
-    (".mha", "is the file complete"), (".nrrd", "is the file complete"),
+    (".nii.gz", "is truncated"), (".nii", "is truncated .8312 of 8352 bytes"),
+    (".nrrd.gz", "is truncated"),
+    (".mha", "can't be read .* is the file complete"), (".nrrd", "can't be read .* is the file complete"),
 ])
 def test_a_file_that_was_cut_off_is_named(tmp_path, ending, message):
     """ITK gives NIfTI files without an error, the rest as background."""
-    path = write_volume(tmp_path / f"cut{ending}", np.random.default_rng(0).integers(0, 4, (9, 9, 9), dtype=np.uint8))
-    read_label_map(path)
+    voxels = np.random.default_rng(0).integers(0, 4, (20, 20, 20), dtype=np.uint8)
+    if ending == ".nrrd.gz":
+        path = tmp_path / f"cut{ending}"
+        path.write_bytes(gzip.compress(write_volume(tmp_path / "whole.nrrd", voxels).read_bytes()))
+    else:
+        path = write_volume(tmp_path / f"cut{ending}", voxels)
+        read_label_map(path)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=rf"cut\{ending} can't be read .*{message}"):
+    with pytest.raises(UserError, match=rf"cut\{ending} {message}"):
+        read_label_map(path)
+
+
+def test_a_file_that_was_cut_before_it_was_compressed(tmp_path):
+    """Its checksum is right, its length is not that of the header."""
+    content = write_volume(tmp_path / "whole.nii", boxes()).read_bytes()
+    path = tmp_path / "cut.nii.gz"
+    path.write_bytes(gzip.compress(content[:-40]))
+    with pytest.raises(UserError, match=rf"cut\.nii\.gz is truncated .{len(content) - 40} of {len(content)} bytes"):
         read_label_map(path)
 
 

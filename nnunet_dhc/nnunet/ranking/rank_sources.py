@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -21,9 +19,9 @@ from nnunet_dhc.nnunet.splits.preprocessed_cases import dataset_class_of
 from nnunet_dhc.nnunet.training.run_record import RunRecord
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob, CaseResult, CaseTask, preprocessed_arrays
 from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, list_image_folder
-from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import unreadable_case
+from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import read_case
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import bring_store_up_to_date
-from nnunet_dhc.nnunet.unlabeled.unlabeled_store import UnlabeledStore, case_files, preprocessing_hash
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import UnlabeledStore, preprocessing_hash
 
 
 class LeftOut(Exception):
@@ -93,7 +91,7 @@ class StoreCases(CaseSource):
         return [entry.voxels, entry.preprocessing, entry.shape]
 
     def load(self, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
-        return _read(self.folder, identifier)
+        return read_case(self.folder, identifier)
 
 
 class FolderCases(CaseSource):
@@ -156,14 +154,3 @@ def _recorded_with_label(model: ModelFolder, folds: Sequence[int | str]) -> set[
         cases = RunRecord(model.fold_folder(fold)).cases_of_all_starts
         found.update(cases.get("labeled", ()), cases.get("validation", ()))
     return found
-
-
-def _read(folder: str, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
-    names = case_files(identifier)
-    path = Path(folder, names["image"])
-    try:
-        image = np.asarray(blosc2.open(urlpath=str(path), mode="r")[:])
-        properties = json.loads(Path(folder, names["properties"]).read_text(encoding="utf-8"))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise unreadable_case(identifier, str(path), error) from error
-    return image, properties

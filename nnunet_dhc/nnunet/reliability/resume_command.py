@@ -38,7 +38,7 @@ def _without_pretrained(arguments: Sequence[str]) -> list[str]:
     kept, skip = [], False
     for argument in arguments:
         name, separator, _ = argument.partition("=")
-        is_pretrained = len(name) > 3 and _PRETRAINED.startswith(name)  # argparse takes abbreviations: -p is the plans
+        is_pretrained = name == _PRETRAINED  # whole: beside -p argparse takes no abbreviation of it
         if not skip and not is_pretrained:
             kept.append(argument)
         skip = is_pretrained and not separator

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 import torch
 from nnunetv2.inference.export_prediction import resample_and_save
@@ -31,7 +30,7 @@ from nnunet_dhc.nnunet.file_locks import awaited_lock, released_at_end
 from nnunet_dhc.nnunet.network.model_folder import file_hash
 from nnunet_dhc.nnunet.network.predictor import trained_predictor
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, counted, name_some
-from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import unreadable_case
+from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import read_case
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import StoreEntry, UnlabeledStore, case_files
 
@@ -168,7 +167,7 @@ def _predict(trainer: nnUNetTrainer, model: Path, folder: Path, stages: Stages) 
     trainer.print_to_log_file(f"Predicting {what} with {model.name} for this stage, into {folder}")
     predictor = trained_predictor(model, (trainer.fold,), CHECKPOINT, trainer.device)
     for case in tqdm(todo, desc="First stage of unlabeled cases", disable=trainer.local_rank != 0):
-        image, properties = _load(stages.first.folder, case)
+        image, properties = read_case(stages.first.folder, case)
         partial = temporary_path(folder, ".b2nd")
         predict_for_next_stage(predictor, image, properties, stages.target_shape(case), partial)
         os.replace(partial, folder / case_files(case)["image"])
@@ -204,18 +203,6 @@ def predict_for_next_stage(
         torch.get_num_threads(),
         nnUNetDatasetBlosc2,
     )
-
-
-def _load(folder: str, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
-    names = case_files(identifier)
-    path = os.path.join(folder, names["image"])
-    try:
-        image = blosc2.open(urlpath=path, mode="r")[:]
-        path = os.path.join(folder, names["properties"])
-        properties = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise unreadable_case(identifier, path, error) from error
-    return image, properties
 
 
 def _read_manifest(path: Path) -> dict[str, str]:

@@ -504,7 +504,7 @@ class PairTrainer(ReliableTrainer):
 
     def _save(self, filenames: list[str], finished_epochs: int) -> None:
         """Write one checkpoint under all these names."""
-        if self.disable_checkpointing:
+        if self.disable_checkpointing or not filenames:
             return
         current, self.current_epoch = self.current_epoch, finished_epochs - 1  # nnU-Net stores current_epoch + 1
         for filename in filenames:

@@ -194,7 +194,8 @@ class StoreUpdate:
         read = [task.case for task in to_preprocess] + list(to_hash.values())
         num_bytes = sum(size for case in read for _, size, _ in case.sources)
         processes = sensible_processes(len(tasks), num_bytes, self.num_processes)
-        self._warn_of_little_space(Path(self.job.folder), to_preprocess)
+        if to_preprocess:
+            self._warn_of_little_space(Path(self.job.folder), to_preprocess)
         title = "Preprocessing unlabeled cases" if to_preprocess else "Comparing with labeled cases"
         if to_preprocess and to_hash:
             title = f"{counted(len(to_preprocess), 'unlabeled case')}, and {len(to_hash)} others to compare with"

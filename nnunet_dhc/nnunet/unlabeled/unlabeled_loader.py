@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class UnlabeledDataset:
         folder: The folder of the store.
         identifiers: Cases to draw from.
         folder_with_segs_from_previous_stage: Predictions of the previous stage of a cascade, as nnU-Net stores them.
-        with_nonzero_mask: Whether augmentation needs the nonzero mask; None looks whether the first case has one.
+        with_nonzero_mask: Whether augmentation needs the nonzero mask.
     """
 
     def __init__(
@@ -37,22 +38,15 @@ class UnlabeledDataset:
         folder: str | Path,
         identifiers: Sequence[str],
         folder_with_segs_from_previous_stage: str | Path | None = None,
-        with_nonzero_mask: bool | None = None,
+        with_nonzero_mask: bool = False,
     ) -> None:
         blosc2.set_nthreads(1)
         self.source_folder = str(folder)
         self.identifiers = identifiers if isinstance(identifiers, list) else list(identifiers)
         self.folder_with_segs_from_previous_stage = folder_with_segs_from_previous_stage
-        if with_nonzero_mask is None:
-            with_nonzero_mask = bool(self.identifiers) and os.path.isfile(
-                os.path.join(self.source_folder, case_files(self.identifiers[0])["nonzero"])
-            )
         self.with_nonzero_mask = with_nonzero_mask
         # As nnU-Net: memory mapping does not work with blosc2 on Windows.
         self.mmap_kwargs = {} if os.name == "nt" else {"mmap_mode": "r"}
-
-    def __getitem__(self, identifier: str) -> tuple[Any, Any, Any, dict]:
-        return self.load_case(identifier)
 
     @property
     def needs_segmentation(self) -> bool:
@@ -66,23 +60,31 @@ class UnlabeledDataset:
             Image (c, x, y, z) and nonzero mask (1, x, y, z; -1 outside) as blosc2 arrays (without a mask: zeros that
             take no memory), the previous stage's segmentation (x, y, z) or None, and properties without any label.
         """
-        names = case_files(identifier)
-        data = self._open(identifier, os.path.join(self.source_folder, names["image"]))
-        if self.with_nonzero_mask:
-            seg = self._open(identifier, os.path.join(self.source_folder, names["nonzero"]))
-        else:
-            seg = np.broadcast_to(np.int8(0), (1, *data.shape[1:]))
+        data = self._open(identifier, "image")
+        seg = self._open(identifier, "nonzero") if self.with_nonzero_mask else _no_segmentation(data)
         seg_prev = None
         if self.folder_with_segs_from_previous_stage is not None:
-            path = os.path.join(self.folder_with_segs_from_previous_stage, names["image"])
-            seg_prev = self._open(identifier, path)
+            seg_prev = self._open(identifier, "previous stage")
         return data, seg, seg_prev, {"class_locations": {}}
 
-    def _open(self, identifier: str, path: str) -> Any:
-        try:
+    def _open(self, identifier: str, kind: str) -> Any:
+        with self.naming_damage(identifier, kind):
+            path = self._path(identifier, kind)
             return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **self.mmap_kwargs)
+
+    @contextmanager
+    def naming_damage(self, identifier: str, kind: str) -> Iterator[None]:
+        """Say which file was damaged; what is damaged inside shows only where voxels are unpacked."""
+        try:
+            yield
         except (OSError, RuntimeError, ValueError) as error:
-            raise unreadable_case(identifier, path, error) from error
+            raise unreadable_case(identifier, self._path(identifier, kind), error) from error
+
+    def _path(self, identifier: str, kind: str) -> str:
+        names = case_files(identifier)
+        if kind == "previous stage":
+            return os.path.join(str(self.folder_with_segs_from_previous_stage), names["image"])
+        return os.path.join(self.source_folder, names[kind])
 
 
 class HiddenLabelsDataset:
@@ -117,9 +119,28 @@ class HiddenLabelsDataset:
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
         """As of `UnlabeledDataset`; where there is a mask, the loader takes the labels out of what it unpacks of it."""
         data, seg, seg_prev, _ = self.labeled.load_case(identifier)
-        if not self.with_nonzero_mask:
-            seg = np.broadcast_to(np.int8(0), (1, *data.shape[1:]))
-        return data, seg, seg_prev, {"class_locations": {}}
+        return data, seg if self.with_nonzero_mask else _no_segmentation(data), seg_prev, {"class_locations": {}}
+
+    def naming_damage(self, identifier: str, kind: str) -> AbstractContextManager[None]:
+        """Nothing: of labeled cases the training finds the damaged file, as it does in nnU-Net's own loaders."""
+        return nullcontext()
+
+
+def read_case(folder: str, identifier: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """The whole image (c, x, y, z) of a preprocessed case, float32, and its properties.
+
+    Raises:
+        UserError: Names the file that is missing or damaged.
+    """
+    names = case_files(identifier)
+    path = os.path.join(folder, names["image"])
+    try:
+        image = blosc2.open(urlpath=path, mode="r")[:]
+        path = os.path.join(folder, names["properties"])
+        properties = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise unreadable_case(identifier, path, error) from error
+    return image, properties
 
 
 def unreadable_case(identifier: str, path: str, error: Exception) -> UserError:
@@ -134,7 +155,8 @@ def unreadable_case(identifier: str, path: str, error: Exception) -> UserError:
 class UnlabeledDataLoader(nnUNetDataLoader):
     """nnU-Net's loader without labels: random locations only, and no target in the batch.
 
-    Arguments as in ``nnUNetDataLoader``; a batch is ``{"data": (b, c, *spatial) float32, "keys": identifiers}``.
+    Arguments as in ``nnUNetDataLoader``, without those for labels; a batch is
+    ``{"data": (b, c, *spatial) float32, "keys": identifiers}``.
     """
 
     def __init__(
@@ -144,8 +166,6 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         patch_size: Sequence[int],
         final_patch_size: Sequence[int],
         label_manager: Any,
-        sampling_probabilities: Sequence[float] | None = None,
-        pad_sides: Sequence[int] | None = None,
         transforms: Any = None,
     ) -> None:
         super().__init__(
@@ -155,8 +175,6 @@ class UnlabeledDataLoader(nnUNetDataLoader):
             final_patch_size,
             label_manager,
             oversample_foreground_percent=0.0,
-            sampling_probabilities=sampling_probabilities,
-            pad_sides=pad_sides,
             transforms=transforms,
         )
         # An ignore label would make the stock loader look up where a case is annotated.
@@ -184,14 +202,14 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         data, seg, seg_prev, _ = self._data.load_case(identifier)
         lower, upper = self.get_bbox(data.shape[1:], False, None)
         bbox = [list(bounds) for bounds in zip(lower, upper, strict=True)]
-        names = case_files(identifier)
-        with _naming_damage(identifier, os.path.join(self._data.source_folder, names["image"])):
+        with self._data.naming_damage(identifier, "image"):
             sample = {"image": torch.from_numpy(crop_and_pad_nd(data, bbox, 0)).float()}
         if self._data.needs_segmentation:
-            with _naming_damage(identifier, os.path.join(self._data.source_folder, names["nonzero"])):
+            with self._data.naming_damage(identifier, "nonzero"):
                 sample["segmentation"] = _crop_segmentation(seg, bbox).clamp(max=0)  # no label, -1 outside of nonzero
         if seg_prev is not None:
-            previous = _crop_segmentation(seg_prev, bbox)[None]
+            with self._data.naming_damage(identifier, "previous stage"):
+                previous = _crop_segmentation(seg_prev, bbox)[None]
             sample["segmentation"] = torch.cat((sample["segmentation"], previous), dim=0)
         if self.patch_size_was_2d:
             sample = {key: value[:, 0] for key, value in sample.items()}
@@ -200,13 +218,8 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         return sample["image"]
 
 
-@contextmanager
-def _naming_damage(identifier: str, path: str):
-    """Damage inside a file shows only where its voxels are unpacked: say which file it was."""
-    try:
-        yield
-    except (RuntimeError, OSError) as error:
-        raise unreadable_case(identifier, path, error) from error
+def _no_segmentation(data: Any) -> np.ndarray:
+    return np.broadcast_to(np.int8(0), (1, *data.shape[1:]))  # takes no memory
 
 
 def _crop_segmentation(seg: Any, bbox: list[list[int]]) -> torch.Tensor:

@@ -39,21 +39,36 @@ def damage_of_nifti(path: str, must_be_finite: bool = True) -> str | None:
     try:
         with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
             size, nan, infinite = _scan(file, offset, expected, dtype)
-    except EOFError:
-        return "is truncated (the compressed data end too early)"
-    except (zlib.error, gzip.BadGzipFile) as error:
-        return f"is damaged ({error})"
-    except OSError as error:
-        return f"can't be read ({error.strerror or error})"
+    except (EOFError, OSError, zlib.error) as error:
+        return _unreadable(error)
     if size < expected:
         return _too_short(size, expected)
     return non_finite(nan, infinite, int(np.prod(shape, dtype=np.int64))) if must_be_finite else None
+
+
+def damage_of_gzip(path: str) -> str | None:
+    """What is wrong with a compressed file, whatever is in it, or None."""
+    try:
+        with gzip.open(path, "rb") as file:
+            while file.read(_PIECE_BYTES):
+                pass
+    except (EOFError, OSError, zlib.error) as error:
+        return _unreadable(error)
+    return None
 
 
 def non_finite(nan: int, infinite: int, total: int) -> str | None:
     """Say how many voxels are no numbers."""
     parts = [f"{count} {name}" for count, name in ((nan, "NaN"), (infinite, "infinite")) if count]
     return f"has {' and '.join(parts)} voxels of {total}" if parts else None
+
+
+def _unreadable(error: Exception) -> str:
+    if isinstance(error, EOFError):
+        return "is truncated (the compressed data end too early)"
+    if isinstance(error, (zlib.error, gzip.BadGzipFile)):
+        return f"is damaged ({error})"
+    return f"can't be read ({getattr(error, 'strerror', None) or error})"
 
 
 def _too_short(size: int, expected: int) -> str:
