@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_dhc.errors import UserError
     from nnunet_dhc.nnunet.training.configure_plans import configure_plans, parse_setting
     from nnunet_dhc.nnunet.training.recipe import settings_help
-    from nnunet_dhc.trainers.lookup import is_trainer_name, trainer_class
+    from nnunet_dhc.trainers.lookup import is_trainer_name, split_name, trainer_class
 
     option, trainer = ("--list", args.list) if args.list else ("-tr", args.tr)
     if not is_trainer_name(trainer):
@@ -51,8 +51,12 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             "-d and -o are needed (or --list): nnunet_dhc configure -d 501 -o nnUNetPlansMine --set lambda_max=0.2"
         )
+    settings = dict(map(parse_setting, args.set))
+    base, epochs = split_name(trainer)
+    if epochs is not None and "num_epochs" in settings:
+        raise UserError(f"--set num_epochs: the epochs in the name of {trainer} count instead; give -tr {base}")
     path = configure_plans(
-        args.d, args.p, args.o, dict(map(parse_setting, args.set)), args.architecture_b_from, args.c, args.overwrite,
+        args.d, args.p, args.o, settings, args.architecture_b_from, args.c, args.overwrite,
         trainer, recipe,
     )
     unchanged = "" if args.set or args.architecture_b_from else f"a copy of {args.p}, no setting was given; "

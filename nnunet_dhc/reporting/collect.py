@@ -56,8 +56,12 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
         model = f"{row.trainer}__{row.plans}__{row.configuration}"
         found = [root / name / model for root in roots if (root / name / model).is_dir()]
         if not found:
-            raise UserError(f"{roots[0] / name / model} does not exist: train it with nnUNetv2_train "
-                            f"{selection.dataset} {row.configuration} 0 -tr {row.trainer} -p {row.plans}.")
+            trained = sorted({path.name for root in roots for path in (root / name).glob("*__*__*") if path.is_dir()})
+            remedy = f"train it with nnUNetv2_train {selection.dataset} {row.configuration} 0 -tr {row.trainer}"
+            remedy += f" -p {row.plans}"
+            if trained:
+                remedy = f"correct -tr, -p or -c (trained: {', '.join(trained)}), or {remedy}"
+            raise UserError(f"{roots[0] / name / model} does not exist: {remedy}.")
         if plans := json_object(found[0] / "plans.json"):
             row.plans_hash = _content_hash(plans)
             row.planned = _content_hash({key: plans[key] for key in plans.keys() - {"plans_name", "nnunet_dhc"}})

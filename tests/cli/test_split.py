@@ -51,6 +51,17 @@ def _split(*options: str) -> int:
     return main(["split", "-d", "701", *options])
 
 
+def test_a_fold_without_unlabeled_cases_is_said_where_there_are_no_others(dataset, capsys):
+    options = ("--labeled", "8", "--folds", "5", "--dry-run")
+    assert _split(*options) == 0
+    assert "needs scans in imagesUn" in capsys.readouterr().out
+    folder = dataset / "raw" / "Dataset701_Split" / "imagesUn"
+    folder.mkdir()
+    (folder / "a_0000.nii.gz").touch()
+    assert _split(*options) == 0
+    assert "needs scans in imagesUn" not in capsys.readouterr().out
+
+
 def test_writes_folds_with_all_classes_labeled(dataset, capsys):
     assert _split("--labeled", "2", "--folds", "2", "--seed", "5") == 0
     folds = json.loads(_file(dataset).read_text())

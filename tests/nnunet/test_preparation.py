@@ -10,6 +10,7 @@ import numpy as np
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
 from nnunet_dhc.nnunet.splits.strict_plans import STATISTICS_KEY, note_on_shared_statistics
 from nnunet_dhc.nnunet.training.preparation import TrainingData
+from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool
 from nnunet_dhc.warning_kinds import SHARED_STATISTICS
 
 
@@ -27,6 +28,15 @@ def test_a_run_is_told_that_its_labeled_or_validation_cases_have_changed():
             data.fingerprint, data.by_role
         )
         assert "started with; it goes on" in changed.changes_since(data.fingerprint, {})  # its record is gone
+
+
+def test_a_run_is_told_that_an_unlabeled_case_has_another_image():
+    pool = UnlabeledPool("folder", ["u"], {}, {}, 1, 0, voxels={"u": "one"})
+    data = TrainingData(FoldCases(("a",), ("c",)), pool, np.zeros(2), ())
+    replaced = replace(data, pool=replace(pool, voxels={"u": "another"}))
+    assert "has another image" in replaced.changes_since(data.fingerprint, data.by_role)
+    of_earlier_version = {key: value for key, value in data.fingerprint.items() if "images" not in key}
+    assert replaced.changes_since(of_earlier_version, data.by_role) is None
 
 
 def test_shared_statistics_are_said_where_the_split_file_hides_labels():

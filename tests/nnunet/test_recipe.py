@@ -167,6 +167,7 @@ def test_architecture_of_b_in_one_configuration_leaves_that_of_another(tiny_data
         (["-o", "Mine", "-p", "dataset"], "dataset.json is no plans file"),
         (["-o", "Mine", "-tr", "nnUNetTrainer"], "-tr nnUNetTrainer: no trainer of this package"),
         (["-o", "Mine", "--set", 'weighting_a_options={"momentum": 0.95}'], "for nnUNetTrainerDHC (-tr names another"),
+        (["-o", "Mine", "-tr", "nnUNetTrainerCPS_5epochs", "--set", "num_epochs=3"], "give -tr nnUNetTrainerCPS\n"),
         (["-o", "Mine", "-tr", "nnUNetTrainerCPS", "--set", "teacher_momentum=0.9"], "for nnUNetTrainerCPS"),
         (
             ["-o", "Mine", "--set", f"architecture_b={json.dumps({'3d_fullres': NO_ARCHITECTURE})}"],

@@ -279,7 +279,7 @@ def test_every_key_of_the_epoch_log_is_documented():
 def test_every_key_of_the_run_record_is_documented():
     _, at_start = strings_of("nnunet/training/run_files.py", "start")
     _, at_epoch = strings_of("nnunet/training/run_files.py", "log_epoch")
-    keys = at_start | at_epoch | {"split_hash", "unlabeled_hash"}
+    keys = at_start | at_epoch | {"split_hash", "unlabeled_hash", "unlabeled_images_hash"}
     assert documented(section("files.md", "dhc_run.json")) == keys
 
 

@@ -183,7 +183,7 @@ def test_what_is_not_there_is_named(tree):
     with pytest.raises(UserError, match="no folder for dataset 901"):
         collect_trainings(Selection("901", ["nnUNetTrainer"], results_roots=(tree.root,)))
     tree.add_stock()
-    with pytest.raises(UserError, match="train it with nnUNetv2_train 901"):
+    with pytest.raises(UserError, match=r"trained: nnUNetTrainer__nnUNetPlans__.*or train it with nnUNetv2_train 901"):
         collect_trainings(Selection("901", ["nnUNetTrainerDHC"]))
 
 

@@ -228,6 +228,22 @@ def test_stopped_measurement_goes_on(trained, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("checkpoint_latest.pth", "the training is not finished: continue it with --c, or give -chk checkpoint_latest"),
+        ("checkpoint_final.pth.before", "that of an earlier training is checkpoint_final.pth.before; rename it back"),
+    ],
+)
+def test_a_final_checkpoint_that_is_not_there_yet_or_was_set_aside(tmp_path, name, message):
+    model = export_module.ModelFolder(tmp_path, "Dataset999_Tiny", "nnUNetTrainerDHC", TINY_PLANS, "3d_fullres")
+    for fold in (0, 1):
+        model.fold_folder(fold).mkdir()
+        model.checkpoint(fold, name).touch()
+    with pytest.raises(UserError, match=message):
+        model.require_checkpoints([0, 1], "checkpoint_final.pth")
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"folds": [0, 1, 2]}, r"no checkpoint_final.pth of fold 2: train them, or use -f 0 1"),

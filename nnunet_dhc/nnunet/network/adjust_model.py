@@ -123,8 +123,7 @@ def adjust_folds(
     if len(set(folds)) < len(folds):
         raise UserError("-f: name each fold once")
     model.require_checkpoints(folds, checkpoint_name)
-    for fold in folds:  # all of them before the first one is predicted
-        _validation_cases(model, fold)
+    _require_validation_cases(model, folds)
     for fold in folds:
         found = adjust_model(model, fold, checkpoint_name, device)
         say(_table(found))
@@ -138,13 +137,23 @@ def adjust_folds(
 
 
 def _validation_cases(model: ModelFolder, fold: int | str) -> ValidationCases:
-    cases = ValidationCases(model, fold, "bring the preprocessed data back")
-    if len(cases.identifiers) < 2:
-        raise UserError(
-            f"fold {fold} has {counted(len(cases.identifiers), 'validation case')}; to see whether offsets help it "
-            "takes 2: leave it out of -f, here and for nnUNetv2_predict"
-        )
-    return cases
+    return ValidationCases(model, fold, "bring the preprocessed data back")
+
+
+def _require_validation_cases(model: ModelFolder, folds: Sequence[int | str]) -> None:
+    """Refuse folds with one validation case, before the first fold is predicted."""
+    counts = {fold: len(_validation_cases(model, fold).identifiers) for fold in folds}
+    enough = [str(fold) for fold, count in counts.items() if count >= 2]
+    if len(enough) == len(folds):
+        return
+    few = ", ".join(
+        f"fold {fold} has {counted(count, 'validation case')}" for fold, count in counts.items() if count < 2
+    )
+    if enough:
+        remedy = f"use -f {' '.join(enough)}, here and for nnUNetv2_predict"
+    else:
+        remedy = "a model of these folds can't be adjusted"
+    raise UserError(f"{few}; to see whether offsets help it takes 2: {remedy}")
 
 
 def _reduce(logits: Tensor, reference: Tensor, labels: LabelManager) -> list[CaseLogits]:

@@ -70,7 +70,19 @@ class ModelFolder:
         if "all" in there and there != ["all"]:
             there.remove("all")  # its validation cases were trained on, so it doesn't go together with the others
         remedy = f"train them, or use -f {' '.join(there)}" if there else "train first, or give another -chk"
+        if not there and (others := self._other_checkpoints(missing, name)):
+            remedy = others
         raise UserError(f"{self.path} has no {name} of fold {', '.join(missing)}: {remedy}")
+
+    def _other_checkpoints(self, folds: Sequence[int | str], name: str) -> str | None:
+        """What to do where a fold has an unfinished training, or an earlier one that another start has set aside."""
+        in_folds = [{path.name for path in self.fold_folder(fold).glob("checkpoint_*.pth*")} for fold in folds]
+        if f"{name}.before" in set.intersection(*in_folds):
+            return f"that of an earlier training is {name}.before; rename it back, or finish the new one (--c)"
+        unfinished = {"checkpoint_latest.pth", "checkpoint_best.pth"} & set.intersection(*in_folds)
+        if name == "checkpoint_final.pth" and unfinished:
+            return f"the training is not finished: continue it with --c, or give -chk {max(unfinished)}"
+        return None
 
 
 def find_model_folder(dataset: str | int, trainer: str, plans_identifier: str, configuration: str) -> ModelFolder:

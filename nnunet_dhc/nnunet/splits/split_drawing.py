@@ -126,7 +126,7 @@ def take_labeled(
         raise UserError(f"{option} {wanted}: a fraction is above 0 and at most 1.0; a count has no decimal point")
     count = wanted if isinstance(wanted, int) else max(1, int(wanted * total + 0.5))
     if not 0 < count <= total:
-        raise UserError(f"{option} {wanted}: choose between 1 and the {total} {among}")
+        raise UserError(f"{option} {wanted}: choose between 1 and the {total} {among}, or a fraction such as 0.2")
     sums = np.cumsum([len(unit) for unit in order])
     return list(order[: int(np.argmin(np.abs(sums - count))) + 1])
 

@@ -28,7 +28,7 @@ from nnunet_dhc.nnunet.splits.split_drawing import (
 )
 from nnunet_dhc.nnunet.splits.split_protocols import protocol_fold
 from nnunet_dhc.nnunet.splits.strict_plans import strict_plans
-from nnunet_dhc.nnunet.unlabeled.raw_images import training_identifiers
+from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, training_identifiers
 
 Fold = dict[str, list[str]]
 
@@ -108,7 +108,8 @@ def make_split(
         [missing_classes(fold["train"], classes_of, names) for fold in folds],
         [case for case in identifiers if case not in used],
     )
-    result.notes += _notes(result, classes_of, names)
+    has_images_un = places.raw is not None and any((places.raw / IMAGES_UN).glob("*"))
+    result.notes += _notes(result, classes_of, names, has_images_un)
     if without_image:
         result.notes.append(f"no image in imagesTr, so in no list: {name_some(without_image, 6)}")
     if not dry_run:
@@ -222,7 +223,9 @@ def read_groups(path: Path, identifiers: Sequence[str]) -> dict[str, str]:
     return {identifier: group for identifier, group in groups.items() if group}
 
 
-def _notes(result: SplitResult, classes_of: Mapping[str, frozenset[str]], names: Sequence[str]) -> list[str]:
+def _notes(
+    result: SplitResult, classes_of: Mapping[str, frozenset[str]], names: Sequence[str], has_images_un: bool
+) -> list[str]:
     notes = []
     everywhere = missing_classes(list(classes_of), classes_of, names) if classes_of else []
     if everywhere:
@@ -236,7 +239,7 @@ def _notes(result: SplitResult, classes_of: Mapping[str, frozenset[str]], names:
         reason = "more labeled cases would be needed" if not set(absent) & set(elsewhere) else (
             "only validation cases have " + ", ".join(n for n in absent if n in elsewhere))
         notes.append(f"fold {number}: no labeled case contains {', '.join(absent)} ({reason})")
-    if not all(fold["unlabeled"] for fold in result.folds):
+    if not has_images_un and not all(fold["unlabeled"] for fold in result.folds):
         notes.append("a fold without unlabeled cases needs scans in imagesUn, or a smaller --labeled")
     return notes
 

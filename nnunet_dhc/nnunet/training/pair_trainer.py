@@ -58,11 +58,13 @@ class PairTrainer(ReliableTrainer):
     Attributes:
         uses_unlabeled: Unlabeled cases are read, and must be there.
         hides_labels: Patches of the labeled cases, without their labels, take the place of unlabeled ones.
+        epochs_of_name: Number of epochs, where the name of the trainer ends with it; it counts before the recipe's.
     """
 
     recipe = Recipe()
     uses_unlabeled = True
     hides_labels = False
+    epochs_of_name: int | None = None
 
     def __init__(
         self,
@@ -81,7 +83,8 @@ class PairTrainer(ReliableTrainer):
                 "settings supervised_ce and supervised_dice of nnunet_dhc are both 0, and "
                 f"{type(self).__name__} trains on labels alone: set one of them above 0, or use nnUNetTrainerDHC"
             )
-        self.num_epochs = self.recipe.num_epochs or self.num_epochs
+        self._let_name_decide_epochs()
+        self.num_epochs = self.epochs_of_name or self.recipe.num_epochs or self.num_epochs
         self.num_iterations_per_epoch = self.recipe.num_iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = (
             self.recipe.num_val_iterations_per_epoch or self.num_val_iterations_per_epoch
@@ -96,6 +99,15 @@ class PairTrainer(ReliableTrainer):
         self._checkpoint_state: dict | None = None
         self._put_off: list[str] | None = None
         self._non_finite_in_a_row = 0
+
+    def _let_name_decide_epochs(self) -> None:
+        of_plans = self.recipe.num_epochs
+        if None not in (self.epochs_of_name, of_plans) and of_plans != self.epochs_of_name:
+            self.print_to_log_file(
+                f"num_epochs = {of_plans} in {self.plans_manager.plans_name} doesn't count: {type(self).__name__} has "
+                "the number of epochs in its name"
+            )
+            self.recipe = replace(self.recipe, num_epochs=self.epochs_of_name)
 
     @property
     def has_unsupervised_patches(self) -> bool:

@@ -58,6 +58,7 @@ class TrainingData:
         return {
             "split_hash": content_hash([sorted(self.cases.labeled), sorted(self.cases.validation)]),
             "unlabeled_hash": content_hash(sorted(self.unlabeled)),
+            "unlabeled_images_hash": content_hash(self.pool.voxels if self.pool else {}),
         }
 
     def changes_since(self, fingerprint: dict[str, str], recorded: Mapping[str, Sequence[str]]) -> str | None:
@@ -68,9 +69,14 @@ class TrainingData:
             recorded: `by_role` when the run was last started, empty if its record is gone.
         """
         now = self.fingerprint
-        changed = [name.removesuffix("_hash") for name in now if fingerprint.get(name) != now[name]]
+        changed = [name.removesuffix("_hash") for name in now if fingerprint.get(name, now[name]) != now[name]]
         if not changed:
             return None
+        if changed == ["unlabeled_images"]:
+            return (
+                "an unlabeled case has another image than when this run started, under the same name; it goes on with "
+                "the new one"
+            )
         differences = [
             f"{role} {what} {name_some(cases, 5)}"
             for role, cases_now in self.by_role.items() if role in recorded

@@ -53,6 +53,7 @@ class UnlabeledPool:
     Attributes:
         excluded: Bad scans that aren't trained on, with what is wrong.
         odd: Scans among ``identifiers`` that look unlike the labeled ones, with what is odd.
+        voxels: Hash of each image.
     """
 
     folder: str
@@ -63,6 +64,7 @@ class UnlabeledPool:
     n_from_split: int
     notes: list[str] = field(default_factory=list)
     with_nonzero_mask: bool = False
+    voxels: dict[str, str | None] = field(default_factory=dict)
 
 
 def bring_store_up_to_date(
@@ -333,6 +335,7 @@ def _pool(
         n_from_split=n_from_split,
         notes=notes,
         with_nonzero_mask=update.job.with_nonzero_mask,
+        voxels=voxels,
     )
 
 
