@@ -39,7 +39,7 @@ from self_training import remove_cut_files
 from nnunet_dhc.demo.pipeline import training_seconds
 from nnunet_dhc.demo.small_plans import write_small_plans
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.host.atomic_files import replace_json
 from nnunet_dhc.nnunet.training.run_record import content_hash, installed_versions
 
 

@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from nnunet_dhc._autoload import register
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_file, replace_json
-from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
+from nnunet_dhc.nnunet.host.atomic_files import replace_file, replace_json
+from nnunet_dhc.nnunet.host.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder, parse_fold
 from nnunet_dhc.nnunet.ranking.rank_cases import PairPredictor, case_record, order_records, structures_of
 from nnunet_dhc.nnunet.ranking.rank_sources import StoreCases

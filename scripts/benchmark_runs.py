@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nnunet_dhc.demo.pipeline import training_seconds
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.host.atomic_files import replace_json
 from nnunet_dhc.nnunet.training.configure_plans import parse_setting
 from nnunet_dhc.nnunet.training.run_record import content_hash
 from nnunet_dhc.trainers.lookup import is_trainer_name, split_name

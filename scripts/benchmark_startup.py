@@ -66,14 +66,9 @@ def make_cases(root: Path, number: int) -> None:
     from benchmark_trainers import CONFIGURATION, DATASET, dataset_json, plans, use_folder, write_preprocessed_cases
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, list_image_folder
-    from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
-        READY,
-        StoreEntry,
-        UnlabeledStore,
-        case_files,
-        preprocessing_hash,
-    )
+    from nnunet_dhc.nnunet.host.preprocessing_hash import preprocessing_hash
+    from nnunet_dhc.nnunet.host.raw_images import IMAGES_UN, list_image_folder
+    from nnunet_dhc.nnunet.unlabeled.unlabeled_store import READY, StoreEntry, UnlabeledStore, case_files
 
     shape = small_shape()
     use_folder(root)

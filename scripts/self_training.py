@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.host.atomic_files import replace_json
 from nnunet_dhc.nnunet.training.run_record import content_hash
 from nnunet_dhc.reporting.image_files import read_label_map
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Adjust each fold."""
     from nnunet_dhc.cli._device import chosen_device
-    from nnunet_dhc.nnunet.network.adjust_model import adjust_folds
+    from nnunet_dhc.nnunet.models.adjust_model import adjust_folds
     from nnunet_dhc.nnunet.network.model_folder import find_model_folder, parse_fold
 
     device = chosen_device(args.device)

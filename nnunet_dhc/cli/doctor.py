@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from nnunet_dhc.nnunet.health.dataset_health import check_dataset
-    from nnunet_dhc.nnunet.health.health import check_installation
+    from nnunet_dhc.nnunet.host.installation import check_installation
 
     findings = check_installation() + (check_dataset(args.d) if args.d else [])
     if args.json:

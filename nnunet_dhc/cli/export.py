@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Export."""
     from nnunet_dhc.cli._device import chosen_device
-    from nnunet_dhc.nnunet.network.export_model import ExportRequest, export_model
+    from nnunet_dhc.nnunet.models.export_model import ExportRequest, export_model
     from nnunet_dhc.nnunet.network.model_folder import parse_fold
 
     device = chosen_device(args.device)

@@ -21,6 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Import."""
-    from nnunet_dhc.nnunet.network.import_weights import ImportRequest, import_weights
+    from nnunet_dhc.nnunet.models.import_weights import ImportRequest, import_weights
 
     import_weights(ImportRequest(args.i, args.net, args.d, args.c, args.tr, args.p), args.o)

@@ -13,7 +13,7 @@ HANDS_OVER = True
 def run(args: argparse.Namespace) -> None:
     """Call nnU-Net's entry point with the arguments as they are."""
     from nnunet_dhc.cli._stock import note_stock_trainer
-    from nnunet_dhc.nnunet.handover import call_nnunet
+    from nnunet_dhc.nnunet.host.handover import call_nnunet
 
     note_stock_trainer("predict", args.arguments)
     entry = "predict_entry_point_modelfolder" if "-m" in args.arguments else "predict_entry_point"

@@ -12,8 +12,8 @@ HANDS_OVER = True
 def run(args: argparse.Namespace) -> None:
     """Call nnU-Net's entry point with the arguments as they are."""
     from nnunet_dhc.cli._stock import note_stock_trainer
-    from nnunet_dhc.nnunet.handover import call_nnunet
-    from nnunet_dhc.nnunet.training.torchrun import process_group
+    from nnunet_dhc.nnunet.host.handover import call_nnunet
+    from nnunet_dhc.nnunet.reliability.torchrun import process_group
 
     note_stock_trainer("train", args.arguments)
     with process_group(args.arguments) as (program, arguments):

@@ -16,7 +16,7 @@ import SimpleITK
 from tqdm import tqdm
 
 from nnunet_dhc.demo.phantom import CLASSES, VERSION, PhantomCase, make_case
-from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.host.atomic_files import replace_json
 
 DATASET_NAME = "AbdomenPhantom"
 _FILE_ENDING = ".nii.gz"

@@ -20,12 +20,12 @@ from nnunet_dhc.demo.phantom_dataset import PhantomPlan, write_dataset
 from nnunet_dhc.demo.small_plans import write_small_plans
 from nnunet_dhc.demo.steps import STATE_FILE, Steps
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_file
-from nnunet_dhc.nnunet.health.dataset_places import id_of, read_dataset_json
+from nnunet_dhc.nnunet.host.atomic_files import replace_file
+from nnunet_dhc.nnunet.host.dataset_places import id_of, read_dataset_json
+from nnunet_dhc.nnunet.host.raw_images import IMAGES_UN
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE
 from nnunet_dhc.nnunet.training.mirroring import stock_trainer
 from nnunet_dhc.nnunet.training.run_record import content_hash
-from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN
 from nnunet_dhc.reporting.run_files import logged_seconds
 from nnunet_dhc.trainers.dhc import nnUNetTrainerDHC
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_json
-from nnunet_dhc.nnunet.health.dataset_places import read_plans
+from nnunet_dhc.nnunet.host.atomic_files import replace_json
+from nnunet_dhc.nnunet.host.dataset_places import read_plans
 
 
 def write_small_plans(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.host.atomic_files import replace_json
 
 _EPOCH = re.compile(r"\bEpoch (\d+)\b")
 

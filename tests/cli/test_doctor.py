@@ -16,8 +16,8 @@ from tiny_data import make_scan, write_image
 
 from nnunet_dhc._autoload import shim_folder
 from nnunet_dhc.cli.main import main
-from nnunet_dhc.nnunet.health import health
 from nnunet_dhc.nnunet.health.dataset_health import check_dataset
+from nnunet_dhc.nnunet.host import installation as health
 
 
 def _broken(findings):

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_dhc.nnunet import atomic_files
-from nnunet_dhc.nnunet.atomic_files import replace_file
+from nnunet_dhc.nnunet.host import atomic_files
+from nnunet_dhc.nnunet.host.atomic_files import replace_file
 from nnunet_dhc.nnunet.training import epoch_log
 from nnunet_dhc.nnunet.training.epoch_log import EpochLog
 from nnunet_dhc.nnunet.training.run_record import RunRecord

@@ -278,7 +278,7 @@ def test_numbers_that_are_none_are_counted_in_every_format(tmp_path, ending):
 
 
 def test_a_really_full_device_is_an_os_error(tmp_path):
-    from nnunet_dhc.nnunet.atomic_files import write_and_sync
+    from nnunet_dhc.nnunet.host.atomic_files import write_and_sync
 
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full")

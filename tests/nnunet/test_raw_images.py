@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_dhc.nnunet.unlabeled.raw_images import list_image_folder, list_training_images, training_identifiers
+from nnunet_dhc.nnunet.host.raw_images import list_image_folder, list_training_images, training_identifiers
 
 TWO_CHANNELS = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_dhc.nnunet.host.preprocessing_hash import preprocessing_hash
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
     EXCLUDED,
     READY,
@@ -14,7 +15,6 @@ from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
     UnlabeledStore,
     case_files,
     file_stem,
-    preprocessing_hash,
 )
 
 SOURCES = (("a_0000.nii.gz", 12, 34),)

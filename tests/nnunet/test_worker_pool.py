@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.unlabeled.worker_pool import run_over_cases, sensible_processes
+from nnunet_dhc.nnunet.host.worker_pool import run_over_cases, sensible_processes
 
 
 def add(job: int, case: int) -> int:

@@ -17,15 +17,24 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # What each layer may import of ours at most; cli may import anything.
 ALLOWED = {
     "core": {"core", "errors"},
-    "nnunet": {"nnunet", "core", "errors", "disagreement", "nifti_integrity", "warning_kinds", "_autoload"},
+    "nnunet": {"nnunet", "core", "errors", "wording", "disagreement", "nifti_integrity", "warning_kinds", "_autoload"},
     "trainers": {"trainers", "nnunet", "core", "errors"},
-    "reporting": {"reporting", "errors", "disagreement", "nifti_integrity", "warning_kinds"},
+    "reporting": {"reporting", "errors", "wording", "disagreement", "nifti_integrity", "warning_kinds"},
 }
+# Rooms of the layer nnunet, from the ground up: each imports from those before it only.
+ROOMS = ("host", "splits", "unlabeled", "reliability", "network", "training", "models", "ranking", "health")
 HEAVY = {"torch", "nnunetv2"}
 
 
 def _imports(path: Path, at_import_time: bool = False):
     """(top-level package, our sub-package or None) of every import in a file."""
+    for name in _modules(path, at_import_time):
+        parts = name.split(".")
+        yield parts[0], parts[1] if parts[0] == "nnunet_dhc" and len(parts) > 1 else None
+
+
+def _modules(path: Path, at_import_time: bool = False):
+    """Every module that a file imports, with the names imported from packages of ours that hold modules."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = set()
     for node in ast.walk(tree):
@@ -40,13 +49,11 @@ def _imports(path: Path, at_import_time: bool = False):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" if node.module == "nnunet_dhc" else node.module
-                     for alias in node.names]
+            is_package = node.module in ("nnunet_dhc", "nnunet_dhc.nnunet")
+            names = [f"{node.module}.{alias.name}" if is_package else node.module for alias in node.names]
         else:
             continue
-        for name in names:
-            parts = name.split(".")
-            yield parts[0], parts[1] if parts[0] == "nnunet_dhc" and len(parts) > 1 else None
+        yield from names
 
 
 def _layer(path: Path) -> str:
@@ -62,6 +69,18 @@ def test_imports_go_downwards(path):
         if part is None or part == "__version__":
             continue
         assert part in allowed, f"{path.relative_to(PACKAGE)} imports nnunet_dhc.{part}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if _layer(path) == "nnunet"], ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_rooms_are_built_on_each_other(path):
+    parts = path.relative_to(PACKAGE / "nnunet").parts
+    below = () if len(parts) == 1 else ROOMS[: ROOMS.index(parts[0]) + 1]
+    for module in _modules(path):
+        if module.startswith("nnunet_dhc.nnunet."):
+            room = module.split(".")[2]
+            assert room in below, f"{path.relative_to(PACKAGE)} imports {module}, from a room above"
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if _layer(p) == "core"], ids=lambda path: path.name)

@@ -20,8 +20,8 @@ from variants import REGIONS, make_variant
 
 from nnunet_dhc.cli.main import main
 from nnunet_dhc.core.class_offsets import STRENGTHS, choose_offsets, confusion, dice_of_cases, reduce_case
-from nnunet_dhc.nnunet.network import adjust_model
-from nnunet_dhc.nnunet.network.adjust_model import ADJUSTED, REPORT, Adjustment, _choose, _reduce, shifted
+from nnunet_dhc.nnunet.models import adjust_model
+from nnunet_dhc.nnunet.models.adjust_model import ADJUSTED, REPORT, Adjustment, _choose, _reduce, shifted
 from nnunet_dhc.nnunet.network.predictor import trained_predictor
 
 FOLD = {"train": ["case_0", "case_1"], "val": ["case_2", "case_3", "case_4"], "unlabeled": ["case_5"]}

@@ -21,10 +21,10 @@ from tiny_training import files_up_to, make_trainer, resumed
 
 from nnunet_dhc.cli.main import main
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.network import export_model as export_module
-from nnunet_dhc.nnunet.network import sub_network_dice
-from nnunet_dhc.nnunet.network.export_model import ExportRequest, export_model
-from nnunet_dhc.nnunet.network.sub_network_dice import SubNetworkDice, mean_foreground_dice
+from nnunet_dhc.nnunet.models import export_model as export_module
+from nnunet_dhc.nnunet.models import sub_network_dice
+from nnunet_dhc.nnunet.models.export_model import ExportRequest, export_model
+from nnunet_dhc.nnunet.models.sub_network_dice import SubNetworkDice, mean_foreground_dice
 
 FOLDS = [
     {"train": ["case_0", "case_1"], "val": ["case_2", "case_3"]},

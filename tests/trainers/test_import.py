@@ -15,7 +15,7 @@ from tiny_training import files_up_to, make_trainer
 
 from nnunet_dhc.cli.main import main
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.network.import_weights import ImportRequest, import_weights
+from nnunet_dhc.nnunet.models.import_weights import ImportRequest, import_weights
 
 
 @pytest.fixture

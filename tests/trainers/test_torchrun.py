@@ -17,9 +17,9 @@ from console import Running, configure
 from tiny_data import TINY_PLANS, TinyDataset
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.training import torchrun
+from nnunet_dhc.nnunet.reliability import torchrun
+from nnunet_dhc.nnunet.reliability.torchrun import is_launched, process_group
 from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint
-from nnunet_dhc.nnunet.training.torchrun import is_launched, process_group
 
 TRAINER = "nnUNetTrainerSaysItsWeights"
 # As a user's own trainer: nnU-Net finds it in a folder of nnUNet_extTrainer.

@@ -16,7 +16,7 @@ from tiny_data import make_scan, write_image
 from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, parameters
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health import health
+from nnunet_dhc.nnunet.host import installation as health
 from nnunet_dhc.nnunet.network import cotrained_pair
 from nnunet_dhc.nnunet.training import pair_trainer
 from nnunet_dhc.nnunet.training.run_files import RunFiles, seconds_per_step, waiting_warning

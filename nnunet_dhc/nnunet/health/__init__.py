@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the installation and a dataset are as they should be."""
+"""Whether a dataset is as it should be."""

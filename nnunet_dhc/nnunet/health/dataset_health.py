@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, id_of, locate_dataset, read_plans
-from nnunet_dhc.nnunet.health.health import Finding
-from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, default_folds, name_some, number_of_folds, read_fold_cases
-from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, refuse_invalid, settings_in
-from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase, list_image_folder, training_identifiers
+from nnunet_dhc.nnunet.host.dataset_places import DatasetPlaces, id_of, locate_dataset, read_plans
+from nnunet_dhc.nnunet.host.installation import Finding
+from nnunet_dhc.nnunet.host.plans_settings import PLANS_KEY, settings_in
+from nnunet_dhc.nnunet.host.raw_images import IMAGES_UN, RawCase, list_image_folder, training_identifiers
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, default_folds, number_of_folds, read_fold_cases
+from nnunet_dhc.nnunet.training.recipe import refuse_invalid
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import BAD_CASES_FILE, EXCLUDED, READY, StoreEntry, UnlabeledStore
+from nnunet_dhc.wording import name_some
 
 
 def check_dataset(dataset: str | int) -> list[Finding]:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pair of networks, and the way of one of them to and from stock nnU-Net."""
+"""The pair of networks as one module, and trained ones as they are found and predict."""

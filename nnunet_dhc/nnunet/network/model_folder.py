@@ -13,7 +13,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.dataset_places import datasets_named, read_dataset_json_file, read_plans_file
+from nnunet_dhc.nnunet.host.dataset_places import datasets_named, read_dataset_json_file, read_plans_file
 
 _REPAIR = "train again, or copy the file back"
 

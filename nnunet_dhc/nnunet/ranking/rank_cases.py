@@ -31,8 +31,8 @@ from nnunet_dhc.core.annotation_value import (
     feature_vectors,
 )
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, replace_file, replace_json
-from nnunet_dhc.nnunet.file_locks import held_lock, released_at_end
+from nnunet_dhc.nnunet.host.atomic_files import remove_temporary_files, replace_file, replace_json
+from nnunet_dhc.nnunet.host.file_locks import held_lock, released_at_end
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder
 from nnunet_dhc.nnunet.network.predictor import pair_of, trained_predictor
 from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes, oriented

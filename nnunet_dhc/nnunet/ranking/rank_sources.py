@@ -12,16 +12,17 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
+from nnunet_dhc.nnunet.host.dataset_places import locate_dataset, read_plans
+from nnunet_dhc.nnunet.host.preprocessing_hash import preprocessing_hash
+from nnunet_dhc.nnunet.host.raw_images import IMAGES_UN, list_image_folder
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder
 from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
 from nnunet_dhc.nnunet.splits.preprocessed_cases import dataset_class_of
 from nnunet_dhc.nnunet.training.run_record import RunRecord
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob, CaseResult, CaseTask, preprocessed_arrays
-from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, list_image_folder
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import read_case
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import bring_store_up_to_date
-from nnunet_dhc.nnunet.unlabeled.unlabeled_store import UnlabeledStore, preprocessing_hash
+from nnunet_dhc.nnunet.unlabeled.unlabeled_store import UnlabeledStore
 
 
 class LeftOut(Exception):

@@ -11,8 +11,8 @@ from pathlib import Path
 from filelock import Timeout
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import remove_temporary_files
-from nnunet_dhc.nnunet.file_locks import held_lock, released_at_end
+from nnunet_dhc.nnunet.host.atomic_files import remove_temporary_files
+from nnunet_dhc.nnunet.host.file_locks import held_lock, released_at_end
 
 LOCK_FILE = "dhc_training.lock"
 

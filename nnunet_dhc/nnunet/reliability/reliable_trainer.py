@@ -15,7 +15,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.health import require_supported_nnunet
+from nnunet_dhc.nnunet.host.installation import require_supported_nnunet
+from nnunet_dhc.nnunet.reliability import torchrun
 from nnunet_dhc.nnunet.reliability.changed_plans import changed_plans
 from nnunet_dhc.nnunet.reliability.child_watch import ChildWatch
 from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder, read_without_mapping, without_mapping
@@ -37,8 +38,7 @@ from nnunet_dhc.nnunet.reliability.loading_failure import (
 from nnunet_dhc.nnunet.reliability.orphaned_workers import end_workers_with_this_process
 from nnunet_dhc.nnunet.reliability.output_folder import claimed, remove_unfinished
 from nnunet_dhc.nnunet.reliability.resume_command import resume_command
-from nnunet_dhc.nnunet.splits.fold_cases import name_some
-from nnunet_dhc.nnunet.training import torchrun
+from nnunet_dhc.wording import name_some
 
 
 class ReliableTrainer(nnUNetTrainer):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_file
+from nnunet_dhc.nnunet.host.atomic_files import replace_file
+from nnunet_dhc.wording import name_some
 
 SPLITS_FILE = "splits_final.json"
 _NUM_FOLDS = 5
@@ -185,14 +186,3 @@ def case_list(fold: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
         raise UserError(f'{where}: "{key}" must be a list of case identifiers.')
     return tuple(dict.fromkeys(cases))
-
-
-def counted(count: int, what: str) -> str:
-    """A number of things: "1 case", "2 cases"."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def name_some(identifiers: Sequence[str], limit: int = 10) -> str:
-    """The first few identifiers and how many more there are, for one line of text."""
-    rest = len(identifiers) - limit
-    return ", ".join(identifiers[:limit]) + (f" and {rest} more" if rest > 0 else "")

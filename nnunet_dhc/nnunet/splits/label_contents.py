@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.splits.fold_cases import name_some
 from nnunet_dhc.nnunet.splits.remembered_cases import Source, found_out, source_of
+from nnunet_dhc.wording import name_some
 
 CACHE_FILE = "nnunet_dhc_label_contents.json"
 

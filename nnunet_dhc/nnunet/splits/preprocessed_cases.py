@@ -13,8 +13,8 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.splits.fold_cases import name_some
 from nnunet_dhc.nnunet.splits.remembered_cases import Source, found_out, source_of
+from nnunet_dhc.wording import name_some
 
 CACHE_FILE = "labeled_cases.json"
 _VOXELS_AT_ONCE = 1 << 22

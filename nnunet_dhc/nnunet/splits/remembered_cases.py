@@ -10,8 +10,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from nnunet_dhc.nnunet.atomic_files import replace_json
-from nnunet_dhc.nnunet.unlabeled.worker_pool import run_over_cases, sensible_processes
+from nnunet_dhc.nnunet.host.atomic_files import replace_json
+from nnunet_dhc.nnunet.host.worker_pool import run_over_cases, sensible_processes
 
 Source = list[list[int]]  # bytes and time of last change of each file
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.splits.fold_cases import name_some
+from nnunet_dhc.wording import name_some
 
 
 @dataclass(frozen=True)

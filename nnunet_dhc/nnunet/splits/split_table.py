@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from nnunet_dhc.nnunet.health.dataset_places import id_of
-from nnunet_dhc.nnunet.splits.fold_cases import counted, name_some
+from nnunet_dhc.nnunet.host.dataset_places import id_of
 from nnunet_dhc.nnunet.splits.split_writer import SplitResult
+from nnunet_dhc.wording import counted, name_some
 
 
 def split_table(result: SplitResult, dry_run: bool = False) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_file, replace_json
-from nnunet_dhc.nnunet.health.dataset_places import DatasetPlaces, locate_dataset, read_plans
-from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, case_list, load_folds, name_some
+from nnunet_dhc.nnunet.host.atomic_files import replace_file, replace_json
+from nnunet_dhc.nnunet.host.dataset_places import DatasetPlaces, locate_dataset, read_plans
+from nnunet_dhc.nnunet.host.raw_images import IMAGES_UN, training_identifiers
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, case_list, load_folds
 from nnunet_dhc.nnunet.splits.label_contents import CACHE_FILE, classes_of_cases, foreground_classes, label_files
 from nnunet_dhc.nnunet.splits.split_drawing import (
     draw_folds,
@@ -28,7 +29,7 @@ from nnunet_dhc.nnunet.splits.split_drawing import (
 )
 from nnunet_dhc.nnunet.splits.split_protocols import protocol_fold
 from nnunet_dhc.nnunet.splits.strict_plans import strict_plans
-from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, training_identifiers
+from nnunet_dhc.wording import name_some
 
 Fold = dict[str, list[str]]
 

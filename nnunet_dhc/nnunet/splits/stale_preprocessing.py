@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.splits.fold_cases import name_some
+from nnunet_dhc.nnunet.host.preprocessing_hash import preprocessing_hash
 from nnunet_dhc.nnunet.splits.preprocessed_cases import PreprocessedCase, preprocessed_cases
-from nnunet_dhc.nnunet.unlabeled.unlabeled_store import preprocessing_hash
+from nnunet_dhc.wording import name_some
 
 _ROUNDING = 1  # voxels; other versions of nnU-Net may round otherwise
 

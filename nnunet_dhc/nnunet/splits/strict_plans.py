@@ -16,9 +16,9 @@ import numpy as np
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nifti_integrity import damage_of_nifti, is_nifti
-from nnunet_dhc.nnunet.health.dataset_places import read_plans
+from nnunet_dhc.nnunet.host.dataset_places import read_plans
+from nnunet_dhc.nnunet.host.raw_images import list_training_images
 from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
-from nnunet_dhc.nnunet.unlabeled.raw_images import list_training_images
 from nnunet_dhc.warning_kinds import SHARED_STATISTICS
 
 STATISTICS_KEY = "nnunet_dhc_statistics_of"

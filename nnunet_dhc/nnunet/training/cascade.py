@@ -25,14 +25,15 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, sync_folder, temporary_path
-from nnunet_dhc.nnunet.file_locks import awaited_lock, released_at_end
+from nnunet_dhc.nnunet.host.atomic_files import remove_temporary_files, sync_folder, temporary_path
+from nnunet_dhc.nnunet.host.file_locks import awaited_lock, released_at_end
 from nnunet_dhc.nnunet.network.model_folder import file_hash
 from nnunet_dhc.nnunet.network.predictor import trained_predictor
-from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, counted, name_some
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import read_case
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import StoreEntry, UnlabeledStore, case_files
+from nnunet_dhc.wording import counted, name_some
 
 CHECKPOINT = "checkpoint_final.pth"
 FOLDER = "unlabeled_next_stage"

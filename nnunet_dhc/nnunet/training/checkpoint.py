@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import sync_folder
+from nnunet_dhc.nnunet.host.atomic_files import sync_folder
 from nnunet_dhc.nnunet.reliability.explained_errors import is_full
 from nnunet_dhc.nnunet.reliability.graceful_stop import StopSignals
 

@@ -16,11 +16,12 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dhc.errors import UserError, first_line
-from nnunet_dhc.nnunet.atomic_files import replace_json
-from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
-from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
+from nnunet_dhc.nnunet.host.atomic_files import replace_json
+from nnunet_dhc.nnunet.host.dataset_places import locate_dataset, read_plans
+from nnunet_dhc.nnunet.host.plans_settings import PLANS_KEY, settings_in
+from nnunet_dhc.nnunet.training.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.training.objective import make_weighting
-from nnunet_dhc.nnunet.training.recipe import PLANS_KEY, Recipe, overridden, settings_in
+from nnunet_dhc.nnunet.training.recipe import Recipe, overridden
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnunet_dhc.nnunet.atomic_files import replace_file
+from nnunet_dhc.nnunet.host.atomic_files import replace_file
 
 FILE_NAME = "dhc_log.jsonl"
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from nnunet_dhc.core.collapse import CollapseMonitor
 from nnunet_dhc.core.pasting import box_masks
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.network.averaged_pair import AveragedPair
 from nnunet_dhc.nnunet.network.cotrained_pair import (
     CoTrainedPair,
@@ -28,10 +27,12 @@ from nnunet_dhc.nnunet.network.cotrained_pair import (
     store_channels_last,
     unwrapped,
 )
+from nnunet_dhc.nnunet.reliability import torchrun
 from nnunet_dhc.nnunet.reliability.reliable_trainer import ReliableTrainer
 from nnunet_dhc.nnunet.splits.fold_cases import ensure_splits_file, read_fold_cases
 from nnunet_dhc.nnunet.splits.preprocessed_cases import dataset_class_of
-from nnunet_dhc.nnunet.training import seeding, torchrun
+from nnunet_dhc.nnunet.training import seeding
+from nnunet_dhc.nnunet.training.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint, save_extended, set_aside, share_content
 from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
 from nnunet_dhc.nnunet.training.host_memory import keep_freed_memory
@@ -44,9 +45,9 @@ from nnunet_dhc.nnunet.training.run_files import RunFiles
 from nnunet_dhc.nnunet.training.step_mode import StepMode
 from nnunet_dhc.nnunet.training.step_timer import StepTimer
 from nnunet_dhc.nnunet.training.unlabeled_schedule import draws_unlabeled, lambda_and_rate
+from nnunet_dhc.nnunet.training.unlabeled_stream import unlabeled_stream
 from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, as_list, mixed_precision
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset, UnlabeledDataset
-from nnunet_dhc.nnunet.unlabeled.unlabeled_stream import unlabeled_stream
 
 GRADIENT_NORM_LIMIT = 12  # nnU-Net's, here for each sub-network by itself
 STEPS_TO_FIND_A_SCALE = 25  # torch's gradient scaler begins at 2^16 and halves; below 2^-9 no gradient of 1 overflows

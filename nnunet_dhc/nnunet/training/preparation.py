@@ -11,14 +11,15 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.health import notes_on_torch
-from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
+from nnunet_dhc.nnunet.host.installation import notes_on_torch
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases
 from nnunet_dhc.nnunet.splits.labeled_counts import classes_without_labels, labeled_voxel_counts
 from nnunet_dhc.nnunet.splits.stale_preprocessing import current_cases
 from nnunet_dhc.nnunet.splits.strict_plans import note_on_shared_statistics
 from nnunet_dhc.nnunet.training.cascade import note_on_labels, predict_unlabeled, require_labeled_predictions
 from nnunet_dhc.nnunet.training.run_record import RunRecord, content_hash
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
+from nnunet_dhc.wording import name_some
 
 
 @dataclass(frozen=True)

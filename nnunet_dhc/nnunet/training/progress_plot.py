@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nnunet_dhc.nnunet.atomic_files import replace_file
+from nnunet_dhc.nnunet.host.atomic_files import replace_file
 
 FILE_NAME = "dhc_progress.png"
 # Okabe-Ito: told apart by colour-blind readers.

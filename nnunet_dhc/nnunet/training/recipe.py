@@ -9,9 +9,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.nnunet.host.plans_settings import CONFIGURE, PLANS_KEY, settings_in
 
-PLANS_KEY = "nnunet_dhc"
-CONFIGURE = "nnunet_dhc configure -d DATASET -p PLANS -o NEW_PLANS"
 WEIGHTINGS = ("none", "distdw", "diffdw", "crest", "simis", "cld")
 AUTO = "auto"
 ARCHITECTURE_KEYS = ("network_class_name", "arch_kwargs", "_kw_requires_import")
@@ -312,21 +311,6 @@ def refuse_invalid(settings: Mapping[str, Any], source: str, recipe: Recipe | No
 def recipe_from_plans(recipe: Recipe, plans: Mapping[str, Any]) -> Recipe:
     """The trainer's recipe with what ``plans["nnunet_dhc"]`` overrides."""
     return overridden(recipe, settings_in(plans), f"plans {plans.get('plans_name', '?')}")
-
-
-def settings_in(plans: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What plans override, unchecked.
-
-    Raises:
-        UserError: The plans' key holds no JSON object.
-    """
-    settings = plans.get(PLANS_KEY, {})
-    if not isinstance(settings, Mapping):
-        raise UserError(
-            f'plans {plans.get("plans_name", "?")}: "{PLANS_KEY}" must be a JSON object of settings; make such plans '
-            f"with {CONFIGURE}"
-        )
-    return settings
 
 
 def changed_since(recipe: Recipe, before: Mapping[str, Any], *plans: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.host.atomic_files import replace_json
 
 FILE_NAME = "dhc_run.json"
 _PACKAGES = (

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_dhc.nnunet.atomic_files import temporary_path, write_and_sync
+from nnunet_dhc.nnunet.host.atomic_files import temporary_path, write_and_sync
+from nnunet_dhc.nnunet.host.raw_images import RawCase, number_of_channels
 from nnunet_dhc.nnunet.unlabeled.odd_scans import ImageSummary, orientation, summarize
-from nnunet_dhc.nnunet.unlabeled.raw_images import RawCase, number_of_channels
 from nnunet_dhc.nnunet.unlabeled.scan_checks import BadScan, one_line, read_checked, voxel_hash
 
 # 16 GB as float32; the largest whole-body CT at 0.5 mm has a tenth of it.

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_json
-from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, name_some
-from nnunet_dhc.nnunet.training.recipe import settings_in
+from nnunet_dhc.nnunet.host.atomic_files import replace_json
+from nnunet_dhc.nnunet.host.plans_settings import settings_in
+from nnunet_dhc.nnunet.host.raw_images import IMAGES_UN, RawCase
+from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases
 from nnunet_dhc.nnunet.unlabeled.odd_scans import ImageSummary, from_json
-from nnunet_dhc.nnunet.unlabeled.raw_images import IMAGES_UN, RawCase
 from nnunet_dhc.warning_kinds import LEAK, TRANSDUCTION
+from nnunet_dhc.wording import name_some
 
 HASHES_FILE = "labeled_hashes.json"
 TEST_PREFIX = "imagesTs/"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_dataset_json, read_plans
+from nnunet_dhc.nnunet.host.dataset_places import locate_dataset, read_dataset_json, read_plans
+from nnunet_dhc.nnunet.host.raw_images import training_identifiers
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, FoldCases, number_of_folds, read_fold_cases
 from nnunet_dhc.nnunet.splits.preprocessed_cases import dataset_class_of
 from nnunet_dhc.nnunet.splits.stale_preprocessing import current_cases
-from nnunet_dhc.nnunet.unlabeled.raw_images import training_identifiers
 from nnunet_dhc.nnunet.unlabeled.unlabeled_preprocessing import UnlabeledPool, bring_store_up_to_date
 
 

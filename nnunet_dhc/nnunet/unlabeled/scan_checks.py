@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_dhc.nifti_integrity import damage_of_nifti, is_nifti, non_finite
-from nnunet_dhc.nnunet.splits.fold_cases import counted
+from nnunet_dhc.wording import counted
 
 _ERROR_PREFIX = re.compile(r"^(ITK|sitk::) ?ERROR: (\w+\(0x[0-9a-f]+\): )?")
 

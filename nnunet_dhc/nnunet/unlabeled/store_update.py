@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import remove_temporary_files, replace_json
-from nnunet_dhc.nnunet.splits.fold_cases import counted, name_some
+from nnunet_dhc.nnunet.host.atomic_files import remove_temporary_files, replace_json
+from nnunet_dhc.nnunet.host.raw_images import RawCase
+from nnunet_dhc.nnunet.host.worker_pool import run_over_cases, sensible_processes
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import (
     CaseJob,
     CaseResult,
@@ -29,7 +30,6 @@ from nnunet_dhc.nnunet.unlabeled.case_preprocessing import (
 )
 from nnunet_dhc.nnunet.unlabeled.leak_check import LabeledHashes
 from nnunet_dhc.nnunet.unlabeled.odd_scans import orientation, why_odd
-from nnunet_dhc.nnunet.unlabeled.raw_images import RawCase
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
     BAD_CASES_FILE,
     EXCLUDED,
@@ -38,7 +38,7 @@ from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
     UnlabeledStore,
     case_files,
 )
-from nnunet_dhc.nnunet.unlabeled.worker_pool import run_over_cases, sensible_processes
+from nnunet_dhc.wording import counted, name_some
 
 _NAMED_BAD_CASES = 10
 _HASHES_SAVED_AT_ONCE = 20  # all are written each time, and a killed process loses no more than these

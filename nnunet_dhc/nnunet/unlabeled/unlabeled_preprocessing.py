@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import remove_temporary_files
-from nnunet_dhc.nnunet.file_locks import awaited_lock, released_at_end
-from nnunet_dhc.nnunet.splits.fold_cases import FoldCases, name_some
+from nnunet_dhc.nnunet.host.atomic_files import remove_temporary_files
+from nnunet_dhc.nnunet.host.file_locks import awaited_lock, released_at_end
+from nnunet_dhc.nnunet.host.preprocessing_hash import preprocessing_hash
+from nnunet_dhc.nnunet.host.raw_images import (
+    IMAGES_UN,
+    RawCase,
+    list_image_folder,
+    list_training_images,
+    training_identifiers,
+)
+from nnunet_dhc.nnunet.splits.fold_cases import FoldCases
 from nnunet_dhc.nnunet.unlabeled.case_preprocessing import CaseJob
 from nnunet_dhc.nnunet.unlabeled.leak_check import (
     HELD_OUT_PREFIX,
@@ -25,13 +33,6 @@ from nnunet_dhc.nnunet.unlabeled.leak_check import (
     leaks_are_allowed,
     refuse_leaks_by_name,
 )
-from nnunet_dhc.nnunet.unlabeled.raw_images import (
-    IMAGES_UN,
-    RawCase,
-    list_image_folder,
-    list_training_images,
-    training_identifiers,
-)
 from nnunet_dhc.nnunet.unlabeled.store_update import StoreUpdate
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
     BAD_CASES_FILE,
@@ -39,9 +40,9 @@ from nnunet_dhc.nnunet.unlabeled.unlabeled_store import (
     REMOVED,
     StoreEntry,
     UnlabeledStore,
-    preprocessing_hash,
     store_folder,
 )
+from nnunet_dhc.wording import name_some
 
 LOCK_FILE = "preprocessing.lock"
 

@@ -15,12 +15,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import sync_folder
-from nnunet_dhc.nnunet.unlabeled.raw_images import Source
+from nnunet_dhc.nnunet.host.atomic_files import sync_folder
+from nnunet_dhc.nnunet.host.raw_images import Source
 
 MANIFEST_FILE = "manifest.jsonl"
 BAD_CASES_FILE = "bad_cases.json"
@@ -166,29 +166,6 @@ def file_stem(identifier: str) -> str:
         digest = hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         stem = os.fsencode(stem)[: _LONGEST_STEM - 40].decode(errors="ignore") + "%" + digest
     return stem
-
-
-def preprocessing_hash(plans_manager: Any, configuration_manager: Any, dataset_json: Mapping[str, Any]) -> str:
-    """Hash of what preprocessing reads of the plans; plans that differ in anything else share the folder."""
-    configuration = configuration_manager.configuration
-    read = {
-        "spacing": configuration_manager.spacing,
-        "transpose_forward": plans_manager.transpose_forward,
-        "normalization_schemes": configuration_manager.normalization_schemes,
-        "use_mask_for_norm": configuration_manager.use_mask_for_norm,
-        "intensities": plans_manager.foreground_intensity_properties_per_channel,
-        "resampling_fn_data": configuration["resampling_fn_data"],
-        "resampling_fn_data_kwargs": configuration["resampling_fn_data_kwargs"],
-        "resampling_fn_seg": configuration["resampling_fn_seg"],
-        "resampling_fn_seg_kwargs": configuration["resampling_fn_seg_kwargs"],
-        "image_reader_writer": plans_manager.plans["image_reader_writer"],
-        "preprocessor_name": configuration_manager.preprocessor_name,
-        "channel_names": dataset_json.get("channel_names", dataset_json.get("modality")),
-        "file_ending": dataset_json["file_ending"],
-    }
-    text = json.dumps(read, sort_keys=True, default=lambda value: value.tolist() if hasattr(value, "tolist") else
-                      str(value))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def store_folder(preprocessed_dataset_folder_base: str | Path, data_identifier: str) -> Path:

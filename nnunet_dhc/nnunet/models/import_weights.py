@@ -19,8 +19,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import sync_folder, temporary_path, write_and_sync
-from nnunet_dhc.nnunet.health.dataset_places import locate_dataset, read_plans
+from nnunet_dhc.nnunet.host.atomic_files import sync_folder, temporary_path, write_and_sync
+from nnunet_dhc.nnunet.host.dataset_places import locate_dataset, read_plans
 from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, initialize_sub_networks
 from nnunet_dhc.nnunet.network.model_folder import file_hash
 from nnunet_dhc.nnunet.training import seeding

@@ -8,7 +8,8 @@ from copy import deepcopy
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.training.recipe import ARCHITECTURE_KEYS, refuse_invalid, settings_in
+from nnunet_dhc.nnunet.host.plans_settings import settings_in
+from nnunet_dhc.nnunet.training.recipe import ARCHITECTURE_KEYS, refuse_invalid
 
 
 def configuration_of_b(

@@ -13,14 +13,14 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from torch import Tensor
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.health.dataset_places import locate_dataset
+from nnunet_dhc.nnunet.host.dataset_places import locate_dataset
+from nnunet_dhc.nnunet.host.preprocessing_hash import preprocessing_hash
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder
 from nnunet_dhc.nnunet.splits.fold_cases import SPLITS_FILE, read_fold_cases
 from nnunet_dhc.nnunet.splits.preprocessed_cases import dataset_class_of, preprocessed_cases
 from nnunet_dhc.nnunet.splits.remembered_cases import Source, source_of
 from nnunet_dhc.nnunet.splits.stale_preprocessing import preprocessed_otherwise
 from nnunet_dhc.nnunet.training.run_record import RunRecord
-from nnunet_dhc.nnunet.unlabeled.unlabeled_store import preprocessing_hash
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,15 @@ from nnunet_dhc.core.class_offsets import (
     reduce_regions,
 )
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_file, replace_json
+from nnunet_dhc.nnunet.host.atomic_files import replace_file, replace_json
+from nnunet_dhc.nnunet.models.validation_cases import ValidationCases
 from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, unwrapped
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash
 from nnunet_dhc.nnunet.network.predictor import trained_predictor
-from nnunet_dhc.nnunet.network.validation_cases import ValidationCases
-from nnunet_dhc.nnunet.splits.fold_cases import counted
 from nnunet_dhc.nnunet.training.checkpoint import checkpoint_bytes
 from nnunet_dhc.nnunet.training.objective import class_names
 from nnunet_dhc.nnunet.training.run_record import installed_versions
+from nnunet_dhc.wording import counted
 
 ADJUSTED = "checkpoint_adjusted.pth"
 REPORT = "dhc_class_offsets.json"

@@ -17,10 +17,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tqdm import tqdm
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import replace_json
+from nnunet_dhc.nnunet.host.atomic_files import replace_json
+from nnunet_dhc.nnunet.models.validation_cases import ValidationCases
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash
 from nnunet_dhc.nnunet.network.predictor import new_predictor, pair_of, trained_predictor
-from nnunet_dhc.nnunet.network.validation_cases import ValidationCases
 
 CACHE_FILE = "dhc_sub_network_dice.json"
 NETWORKS = ("A", "B")

@@ -14,7 +14,7 @@ from multiprocessing.connection import wait as wait_for_handles
 from typing import Any
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.splits.fold_cases import name_some
+from nnunet_dhc.wording import name_some
 
 # A process costs seconds of imports: it should get this many cases, or this many bytes of (compressed) images.
 _CASES_PER_PROCESS = 50

@@ -19,13 +19,13 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import Tensor, nn
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.atomic_files import sync_folder, temporary_path, write_and_sync
-from nnunet_dhc.nnunet.network.architecture_b import configuration_of_b
+from nnunet_dhc.nnunet.host.atomic_files import sync_folder, temporary_path, write_and_sync
+from nnunet_dhc.nnunet.host.plans_settings import PLANS_KEY
+from nnunet_dhc.nnunet.models.sub_network_dice import NETWORKS, SubNetworkDice, mean_foreground_dice
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder
-from nnunet_dhc.nnunet.network.sub_network_dice import NETWORKS, SubNetworkDice, mean_foreground_dice
 from nnunet_dhc.nnunet.splits.strict_plans import STATISTICS_KEY
+from nnunet_dhc.nnunet.training.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.training.checkpoint import STATE_KEY, checkpoint_bytes, read_checkpoint
-from nnunet_dhc.nnunet.training.recipe import PLANS_KEY
 from nnunet_dhc.nnunet.training.run_record import content_hash, installed_versions
 
 SIDECAR = "exported_by_nnunet_dhc.json"
