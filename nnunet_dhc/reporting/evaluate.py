@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +15,7 @@ from pathlib import Path
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.image_files import simple_itk
 from nnunet_dhc.reporting.metrics import Scores, score_files
+from nnunet_dhc.reporting.output import write_text
 from nnunet_dhc.reporting.protocols import Protocol
 from nnunet_dhc.reporting.structures import LabelSpace
 
@@ -125,10 +125,8 @@ class _Cache:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({key: scores for key, scores in self.scores.items()
-                                         if self.current.get(key.split("-")[0], key) == key}))
-        os.replace(temporary, self.path)
+        write_text(self.path, json.dumps({key: scores for key, scores in self.scores.items()
+                                          if self.current.get(key.split("-")[0], key) == key}))
 
 
 def _hash(content: object) -> str:

@@ -40,6 +40,9 @@ def json_ready(value: Any) -> Any:
 def write_text(path: Path, text: str) -> Path:
     """Write a file in one step; names of files that are no UTF-8 are escaped."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a full disk
     return path

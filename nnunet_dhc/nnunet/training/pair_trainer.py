@@ -399,32 +399,32 @@ class PairTrainer(ReliableTrainer):
         inputs = StepInputs(images, targets, unsupervised, loss_weight, measures_shares, paste_masks=paste_masks)
         self.optimizer.zero_grad(set_to_none=True)
         outcome = self.step_mode.gradients(self, inputs)
-        *losses, empty, norm, skipped = self._read(outcome, self._clip_gradients())
+        *losses, empty, norm, non_finite = self._read(outcome, self._clip_gradients())
+        loss_is_finite = non_finite == 0
+        steps = loss_is_finite and np.isfinite(norm)
         if self.grad_scaler is not None:
-            if skipped == 0:
+            if loss_is_finite:
                 self.grad_scaler.step(self.optimizer)  # skips the step of both when any gradient is not finite
             self.grad_scaler.update()
-        useful = skipped == 0 and np.isfinite(norm)
-        overflow = skipped == 0 and not useful and self.grad_scaler is not None
-        finite = useful or overflow
-        if self.grad_scaler is None and useful:
+        elif steps:
             self.optimizer.step()
+        overflowed = self.grad_scaler is not None and loss_is_finite and not steps
         if self.averaged_pair is not None:
             self.averaged_pair.update(self.pair)
         self.timer.mark("backward")
 
         if outcome.shares is not None:
             self.statistics.gradient_share, self.statistics.unlabeled_gradient_share = outcome.shares
-            self._shares_due = not finite
+            self._shares_due = not (steps or overflowed)
         self.statistics.add(
             np.asarray(losses, dtype=np.float64),
             empty,
             outcome.counts,
             has_unlabeled,
-            finite,
-            overflow,
+            steps or overflowed,
+            overflowed,
         )
-        self._stop_if_never_finite(useful, batch)
+        self._stop_if_never_finite(steps, batch)
         self._choose_streams(self.statistics.steps)
         self.files.estimate_duration(self, has_unlabeled)
         return {"loss": losses[0]}

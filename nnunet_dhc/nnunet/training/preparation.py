@@ -78,6 +78,7 @@ class TrainingData:
                 "an unlabeled case has another image than when this run started, under the same name; it goes on with "
                 "the new one"
             )
+        changed = [name for name in changed if name != "unlabeled_images"]  # other cases, so other images
         differences = [
             f"{role} {what} {name_some(cases, 5)}"
             for role, cases_now in self.by_role.items() if role in recorded

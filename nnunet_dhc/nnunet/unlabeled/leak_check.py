@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,10 @@ class OutsideOfFolds:
 
     held_out: Collection[str] = ()
     test: Collection[str] | None = None
+
+    def is_in_test(self, identifier: str) -> bool:
+        """Whether a case that was hashed in ``imagesTs`` counts as being there."""
+        return self.test is None or identifier in self.test
 
 
 class LabeledHashes:
@@ -153,65 +157,104 @@ def check_voxels(
     Raises:
         UserError: An unlabeled case has the voxels of a labeled or validation case of the same fold.
     """
-    twins: dict[str, list[str]] = {}
-    for identifier, voxels in unlabeled.items():
-        if voxels is not None:
-            twins.setdefault(voxels, []).append(identifier)
-    leaks = []
-    for fold, trained_on in folds:
-        for role, cases in (("training", fold.labeled), ("validation", fold.validation)):
-            for case in cases:
-                voxels = hashes.voxels(case)
-                for twin in twins.get(voxels, ()) if voxels is not None else ():
-                    if twin in trained_on:
-                        leaks.append(f"{origin(twin)}/{twin} = {role} case {case}")
-    notes = []
-    if leaks:
-        pairs = name_some(sorted(set(leaks)))
-        if not allow_leaks:
-            raise UserError(
-                f"Unlabeled cases with exactly the voxels of labeled cases of the fold would leak: {pairs}. Remove "
-                "them from the unlabeled cases, or keep them knowingly: nnunet_dhc configure -d DATASET -p PLANS -o "
-                "PLANSLeaky --set allow_leaks=true, then train with -p PLANSLeaky"
-            )
-        notes.append(
-            f"{LEAK}, allowed by the setting allow_leaks: unlabeled cases have the voxels of labeled cases of the fold "
-            f"({pairs}); scores on validation cases among them are not scores on unseen images."
+    found = _Twins(unlabeled, origin, hashes)
+    notes = [
+        _leaks(found, folds, allow_leaks),
+        *_in_test(found, outside),
+        _held_out(found, outside),
+        _among_each_other(found),
+    ]
+    return [note for note in notes if note is not None]
+
+
+class _Twins:
+    """Unlabeled cases by their voxels."""
+
+    def __init__(
+        self, unlabeled: Mapping[str, str | None], origin: Callable[[str], str], hashes: LabeledHashes
+    ) -> None:
+        self.unlabeled = unlabeled
+        self.hashes = hashes
+        self._origin = origin
+        self.by_voxels: dict[str, list[str]] = {}
+        for identifier, voxels in unlabeled.items():
+            if voxels is not None:
+                self.by_voxels.setdefault(voxels, []).append(identifier)
+
+    def of(self, voxels: str | None) -> Sequence[str]:
+        """Unlabeled cases with these voxels."""
+        return () if voxels is None else self.by_voxels.get(voxels, ())
+
+    def named(self, identifier: str) -> str:
+        """An unlabeled case with its folder."""
+        return f"{self._origin(identifier)}/{identifier}"
+
+
+def _leaks(
+    twins: _Twins, folds: Sequence[tuple[FoldCases, frozenset[str]]], allow_leaks: bool
+) -> str | None:
+    leaks = {
+        f"{twins.named(twin)} = {role} case {case}"
+        for fold, trained_on in folds
+        for role, cases in (("training", fold.labeled), ("validation", fold.validation))
+        for case in cases
+        for twin in twins.of(twins.hashes.voxels(case))
+        if twin in trained_on
+    }
+    if not leaks:
+        return None
+    pairs = name_some(sorted(leaks))
+    if not allow_leaks:
+        raise UserError(
+            f"Unlabeled cases with exactly the voxels of labeled cases of the fold would leak: {pairs}. Remove "
+            "them from the unlabeled cases, or keep them knowingly: nnunet_dhc configure -d DATASET -p PLANS -o "
+            "PLANSLeaky --set allow_leaks=true, then train with -p PLANSLeaky"
         )
-    is_listed = (lambda _: True) if outside.test is None else frozenset(outside.test).__contains__
+    return (
+        f"{LEAK}, allowed by the setting allow_leaks: unlabeled cases have the voxels of labeled cases of the fold "
+        f"({pairs}); scores on validation cases among them are not scores on unseen images."
+    )
+
+
+def _in_test(twins: _Twins, outside: OutsideOfFolds) -> Iterator[str]:
     transductive = sorted(
         twin
-        for voxels, cases in hashes.keys_of(TEST_PREFIX).items()
-        if any(map(is_listed, cases))
-        for twin in twins.get(voxels, ())
+        for voxels, cases in twins.hashes.keys_of(TEST_PREFIX).items()
+        if any(map(outside.is_in_test, cases))
+        for twin in twins.of(voxels)
     )
     if transductive:
-        notes.append(
+        yield (
             f"{TRANSDUCTION}: {name_some(transductive)} {'is' if len(transductive) == 1 else 'are'} also in imagesTs; "
             "scores on these test cases are not scores on unseen images."
         )
-    namesakes = sorted(set(unlabeled).intersection(outside.test or ()).difference(transductive))
+    namesakes = sorted(set(twins.unlabeled).intersection(outside.test or ()).difference(transductive))
     if namesakes:
-        notes.append(
+        yield (
             f"{name_some(namesakes)} {'names' if len(namesakes) == 1 else 'name'} other images in imagesTs: if they "
             "are of the same patients, scores on these test cases are not scores on unseen patients."
         )
+
+
+def _held_out(twins: _Twins, outside: OutsideOfFolds) -> str | None:
     same_voxels = {
-        f"{origin(twin)}/{twin} = {case}"
-        for voxels, cases in hashes.keys_of(HELD_OUT_PREFIX).items()
+        f"{twins.named(twin)} = {case}"
+        for voxels, cases in twins.hashes.keys_of(HELD_OUT_PREFIX).items()
         for case in cases
         if case in outside.held_out
-        for twin in twins.get(voxels, ())
+        for twin in twins.of(voxels)
         if twin != case
     }
-    same_name = {f"{origin(case)}/{case}" for case in outside.held_out if case in unlabeled}
-    if same_name or same_voxels:
-        notes.append(
-            f"{TRANSDUCTION}: trained on without their labels, though no list of the fold names these labeled cases: "
-            f"{name_some(sorted(same_name | same_voxels))}; scores on them are not scores on unseen images. If "
-            f'their labels are to be learned, take them out of {IMAGES_UN} and add them to "train" in {SPLITS_FILE}.'
-        )
-    same = [" = ".join(sorted(group)) for group in twins.values() if len(group) > 1]
-    if same:
-        notes.append(f"Unlabeled cases with identical voxels count more than once: {name_some(sorted(same))}.")
-    return notes
+    same_name = {twins.named(case) for case in outside.held_out if case in twins.unlabeled}
+    if not (same_name or same_voxels):
+        return None
+    return (
+        f"{TRANSDUCTION}: trained on without their labels, though no list of the fold names these labeled cases: "
+        f"{name_some(sorted(same_name | same_voxels))}; scores on them are not scores on unseen images. If "
+        f'their labels are to be learned, take them out of {IMAGES_UN} and add them to "train" in {SPLITS_FILE}.'
+    )
+
+
+def _among_each_other(twins: _Twins) -> str | None:
+    same = [" = ".join(sorted(group)) for group in twins.by_voxels.values() if len(group) > 1]
+    return f"Unlabeled cases with identical voxels count more than once: {name_some(sorted(same))}." if same else None

@@ -135,7 +135,7 @@ def bring_store_up_to_date(
     refuse_leaks_by_name(wanted.from_images_un, folds, images_un)
     held_out = held_out_cases(raw, dataset_json, folds)
     labeled = list_cases_to_compare(raw, dataset_json, folds, held_out, bool(wanted.cases))
-    listed = [key.removeprefix(TEST_PREFIX) for key in labeled if key.startswith(TEST_PREFIX)]
+    listed = frozenset(key.removeprefix(TEST_PREFIX) for key in labeled if key.startswith(TEST_PREFIX))
     outside = OutsideOfFolds(held_out, listed if wanted.cases else None)
     reader = plans_manager.plans["image_reader_writer"]
     store, hashes = UnlabeledStore(folder), LabeledHashes(folder, reader)
