@@ -28,6 +28,7 @@ if __name__ == "__main__":
             "tqdm",
             # For reports; all but jinja2 (which torch brings) come with nnunetv2 too.
             "jinja2",
+            "nibabel",
             "numpy",
             "pillow",
             "scipy>=1.15",

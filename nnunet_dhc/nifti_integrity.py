@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
-from typing import BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -24,11 +24,8 @@ def is_nifti(path: str) -> bool:
 
 def damage_of_nifti(path: str, must_be_finite: bool = True) -> str | None:
     """What is wrong with the bytes of a NIfTI file, or None."""
-    import nibabel
-
     try:
-        image = nibabel.load(path)
-        offset, dtype, shape = int(image.dataobj.offset), image.header.get_data_dtype(), image.shape
+        offset, dtype, shape = _layout(path)
     except Exception as error:
         return f"is no readable NIfTI file ({type(error).__name__})"
     expected = offset + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
@@ -44,6 +41,18 @@ def damage_of_nifti(path: str, must_be_finite: bool = True) -> str | None:
     if size < expected:
         return _too_short(size, expected)
     return non_finite(nan, infinite, int(np.prod(shape, dtype=np.int64))) if must_be_finite else None
+
+
+def is_cut_off(path: str) -> str | None:
+    """How a NIfTI file is shorter than its header says, or damaged inside; None also where nibabel can't tell.
+
+    Other readers take headers that nibabel refuses, as quaternions that aren't quite normalized.
+    """
+    try:
+        _layout(path)
+    except Exception:
+        return damage_of_gzip(path) if path.endswith(".gz") else None
+    return damage_of_nifti(path, must_be_finite=False)
 
 
 def damage_of_gzip(path: str) -> str | None:
@@ -63,6 +72,14 @@ def non_finite(nan: int, infinite: int, total: int) -> str | None:
     return f"has {' and '.join(parts)} voxels of {total}" if parts else None
 
 
+def _layout(path: str) -> tuple[int, np.dtype, tuple[int, ...]]:
+    """Where the voxels begin in the file, in bytes, their type, and their number along each axis."""
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    return int(image.dataobj.offset), image.header.get_data_dtype(), image.shape
+
+
 def _unreadable(error: Exception) -> str:
     if isinstance(error, EOFError):
         return "is truncated (the compressed data end too early)"
@@ -75,7 +92,7 @@ def _too_short(size: int, expected: int) -> str:
     return f"is truncated ({size} of {expected} bytes)"
 
 
-def _scan(file: BinaryIO, offset: int, expected: int, dtype: np.dtype) -> tuple[int, int, int]:
+def _scan(file: IO[bytes] | gzip.GzipFile, offset: int, expected: int, dtype: np.dtype) -> tuple[int, int, int]:
     """Bytes in all, and NaN and infinite voxels between ``offset`` and ``expected``."""
     size = len(file.read(offset))
     nan = infinite = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of things and lists of names, as messages and pages write them; standard library only."""
+"""Numbers of things and lists of names, as messages write them; standard library only."""
 
 from __future__ import annotations
 

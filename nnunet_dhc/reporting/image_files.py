@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nifti_integrity import damage_of_gzip, damage_of_nifti, is_nifti
+from nnunet_dhc.nifti_integrity import damage_of_gzip, is_cut_off, is_nifti
 
 _PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")  # pixels of pictures have no size in mm; SimpleITK gives 1 mm
 _TIFF_ENDINGS = (".tif", ".tiff")
@@ -98,14 +98,15 @@ def _read_picture(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
 
 def _check_whole(path: Path) -> None:
     """Refuse a NIfTI or compressed file that was cut off: ITK reads what is missing as background, without an error."""
-    if path.name.endswith(".gz"):
+    try:
         with path.open("rb") as file:
-            if file.read(2) != b"\x1f\x8b":
-                raise UserError(
-                    f"{path} is no gzip file, as its name says it is: compress it with gzip, or make it again."
-                )
+            is_gzip = file.read(2) == b"\x1f\x8b"
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror or error}).") from None
+    if path.name.endswith(".gz") and not is_gzip:
+        raise UserError(f"{path} is no gzip file, as its name says it is: compress it with gzip, or make it again.")
     if is_nifti(str(path)):
-        damage = damage_of_nifti(str(path), must_be_finite=False)
+        damage = is_cut_off(str(path))
     elif path.name.endswith(".gz"):
         damage = damage_of_gzip(str(path))
     else:

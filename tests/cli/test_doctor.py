@@ -17,7 +17,7 @@ from tiny_data import make_scan, write_image
 from nnunet_dhc._autoload import shim_folder
 from nnunet_dhc.cli.main import main
 from nnunet_dhc.nnunet.health.dataset_health import check_dataset
-from nnunet_dhc.nnunet.host import installation as health
+from nnunet_dhc.nnunet.host import installation
 
 
 def _broken(findings):
@@ -25,36 +25,38 @@ def _broken(findings):
 
 
 def test_paths(monkeypatch, tmp_path):
-    for name in health.PATH_VARIABLES:
+    for name in installation.PATH_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert [f.text for f in health.check_paths()] == ["is not set"] * 3
+    assert [f.text for f in installation.check_paths()] == ["is not set"] * 3
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "gone"))
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    monkeypatch.setattr(health, "_writable", lambda folder: False)
-    raw, preprocessed, results = health.check_paths()
+    monkeypatch.setattr(installation, "_writable", lambda folder: False)
+    raw, preprocessed, results = installation.check_paths()
     assert raw.status == "ok"
     assert "does not exist" in preprocessed.text and "mkdir" in preprocessed.remedy
     assert "can't be written" in results.text
 
 
-@pytest.mark.parametrize(("package", "check"), [("nnunetv2", health.check_nnunet), ("torch", health.check_torch)])
+@pytest.mark.parametrize(
+    ("package", "check"), [("nnunetv2", installation.check_nnunet), ("torch", installation.check_torch)]
+)
 def test_unsupported_version(monkeypatch, package, check):
     assert not [f for f in check() if f.subject == package and f.status == "broken"]
-    monkeypatch.setattr(health, "supported_range", lambda _: "<0.1")
+    monkeypatch.setattr(installation, "supported_range", lambda _: "<0.1")
     finding, = [f for f in check() if f.subject == package and f.status == "broken"]
     assert finding.remedy == f'pip install "{package}<0.1"'
 
 
 def test_supported_range_is_that_of_the_metadata():
-    assert "<2.9" in health.supported_range("nnunetv2")
-    assert health.supported_range("torch") == ">=2.5"
-    assert health.supported_range("no_such_package") == ""
+    assert "<2.9" in installation.supported_range("nnunetv2")
+    assert installation.supported_range("torch") == ">=2.5"
+    assert installation.supported_range("no_such_package") == ""
 
 
 def test_slow_torch(monkeypatch):
     monkeypatch.setattr("torch.__version__", "2.9.1+cu128")
-    assert any("4 times slower" in f.text for f in health.check_torch())
+    assert any("4 times slower" in f.text for f in installation.check_torch())
 
 
 def test_commands_of_another_environment(monkeypatch, tmp_path):
@@ -62,9 +64,9 @@ def test_commands_of_another_environment(monkeypatch, tmp_path):
     other.write_text("#!/bin/sh\n")
     other.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert any("another environment" in f.text for f in _broken(health.check_nnunet()))
+    assert any("another environment" in f.text for f in _broken(installation.check_nnunet()))
     monkeypatch.setenv("PATH", "")
-    assert any("is not on PATH" in f.text for f in _broken(health.check_nnunet()))
+    assert any("is not on PATH" in f.text for f in _broken(installation.check_nnunet()))
 
 
 class _Distribution:
@@ -84,14 +86,14 @@ class _Distribution:
     ([_Distribution(Path("/").as_uri() + "tmp")], "/tmp, which is another one"),
 ])
 def test_installations_gone_wrong(monkeypatch, installed, text):
-    monkeypatch.setattr(health.metadata, "distributions", lambda **_: installed)
-    monkeypatch.setattr(health.metadata, "entry_points", lambda **_: [])
-    assert any(text in f.text for f in _broken(health.check_package()))
+    monkeypatch.setattr(installation.metadata, "distributions", lambda **_: installed)
+    monkeypatch.setattr(installation.metadata, "entry_points", lambda **_: [])
+    assert any(text in f.text for f in _broken(installation.check_package()))
 
 
 def test_missing_entry_point(monkeypatch):
     monkeypatch.setattr(metadata, "entry_points", lambda **_: [])
-    assert any(f.subject == "entry point" for f in _broken(health.check_package()))
+    assert any(f.subject == "entry point" for f in _broken(installation.check_package()))
 
 
 def test_external_trainer_folders(tmp_path):
@@ -101,15 +103,15 @@ def test_external_trainer_folders(tmp_path):
         folder.mkdir(parents=True)
     (checkout / "setup.py").touch()
     value = os.pathsep.join(map(str, [ours, mine, checkout, stale, tmp_path / "gone"]))
-    findings = health.check_external_trainers({"nnUNet_extTrainer": value})
+    findings = installation.check_external_trainers({"nnUNet_extTrainer": value})
     assert [f.status for f in findings] == ["ok", "ok", "note", "broken", "note"]
-    assert health.check_external_trainers({}) == []
+    assert installation.check_external_trainers({}) == []
 
 
 def test_little_space(monkeypatch, tmp_path):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    monkeypatch.setattr(health.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5e8})())
-    findings = health.check_space()
+    monkeypatch.setattr(installation.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5e8})())
+    findings = installation.check_space()
     assert {f.status for f in findings} == {"note"}
     if Path("/dev/shm").is_dir():
         assert any("shm-size" in f.remedy for f in findings)
@@ -118,7 +120,7 @@ def test_little_space(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_lookup_switched_off():
     environment = {k: v for k, v in os.environ.items() if k != "nnUNet_extTrainer"}
-    finding, = health.check_lookup({**environment, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
+    finding, = installation.check_lookup({**environment, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
     assert finding.status == "broken"
     assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0" in finding.remedy and "nnunet_dhc env" in finding.remedy
 
@@ -299,6 +301,6 @@ def test_labeled_cases_that_are_not_preprocessed(tiny_dataset):
 
 
 def test_a_training_begins_with_a_note_on_torch(monkeypatch):
-    assert all(note.subject == "torch" for note in health.notes_on_torch())
-    monkeypatch.setattr(health, "supported_range", lambda _: "<0.1")
-    assert "is not supported" in health.notes_on_torch()[0].text
+    assert all(note.subject == "torch" for note in installation.notes_on_torch())
+    monkeypatch.setattr(installation, "supported_range", lambda _: "<0.1")
+    assert "is not supported" in installation.notes_on_torch()[0].text

@@ -260,7 +260,7 @@ def test_a_damaged_prediction_of_the_previous_stage_is_named(tmp_path):
     damaged_inside(previous / "a.b2nd")
     store(tmp_path, {"a": np.ones((1, 20, 20, 20))})
     dataset = UnlabeledDataset(tmp_path, ["a"], folder_with_segs_from_previous_stage=previous)
-    with pytest.raises(UserError, match=r"previous/a\.b2nd of the case a is damaged"):
+    with pytest.raises(UserError, match=r"previous/a\.b2nd of the case a is damaged.* with --c, which predicts"):
         next(UnlabeledDataLoader(dataset, 1, (20, 20, 20), (20, 20, 20), LABELS))
 
 

@@ -203,6 +203,27 @@ def test_a_file_that_was_cut_before_it_was_compressed(tmp_path):
         read_label_map(path)
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_header_that_nibabel_refuses_is_no_damage(tmp_path, ending):
+    """A quaternion whose squares add up to a little over 1; ITK, and so nnU-Net, reads it."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((6, 5, 4))
+    header.set_data_dtype(np.uint8)
+    header["qform_code"], header["quatern_b"], header["quatern_c"] = 1, 0.70711, 0.70712
+    header["vox_offset"], header["magic"], header["pixdim"][:4] = 352, b"n+1", 1
+    content = header.binaryblock + bytes(4) + bytes(119) + b"\1"
+    path = tmp_path / f"map{ending}"
+    path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+    with pytest.raises(ValueError, match="should be positive"):
+        nibabel.load(path)
+    assert read_label_map(path)[0].sum() == 1
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.nii\.gz can't be read \(No such file"):
+        read_label_map(tmp_path / "gone.nii.gz")
+
+
 def test_a_file_that_is_not_compressed_as_its_name_says(tmp_path):
     path = write_volume(tmp_path / "plain.nii", boxes()).rename(tmp_path / "plain.nii.gz")
     with pytest.raises(UserError, match=r"plain\.nii\.gz is no gzip file.* compress it with gzip"):

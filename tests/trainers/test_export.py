@@ -231,7 +231,7 @@ def test_stopped_measurement_goes_on(trained, monkeypatch):
     ("name", "message"),
     [
         ("checkpoint_latest.pth", "the training is not finished: continue it with --c, or give -chk checkpoint_latest"),
-        ("checkpoint_final.pth.before", "that of an earlier training is checkpoint_final.pth.before; rename it back"),
+        ("checkpoint_final.pth.before", "an earlier training is checkpoint_final.pth.before; finish the new one"),
     ],
 )
 def test_a_final_checkpoint_that_is_not_there_yet_or_was_set_aside(tmp_path, name, message):

@@ -56,7 +56,8 @@ def test_names_with_epochs(tiny_dataset, epochs, suffix):
 def test_the_epochs_of_the_name_count_before_those_of_the_plans(tiny_dataset, capsys):
     trainer = make_trainer(tiny_dataset, "nnUNetTrainerDHC_5epochs", num_epochs=3)
     assert (trainer.num_epochs, trainer.recipe.num_epochs) == (5, 5)
-    assert "num_epochs = 3 in nnUNetPlansTiny doesn't count" in capsys.readouterr().out
+    note = "num_epochs = 3, a setting of nnUNetPlansTiny, doesn't count: the name of the trainer says 5"
+    assert note in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tiny_data import make_scan, write_image
 from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, parameters
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.host import installation as health
+from nnunet_dhc.nnunet.host import installation
 from nnunet_dhc.nnunet.network import cotrained_pair
 from nnunet_dhc.nnunet.training import pair_trainer
 from nnunet_dhc.nnunet.training.run_files import RunFiles, seconds_per_step, waiting_warning
@@ -475,7 +475,7 @@ def test_no_alarm_for_a_class_that_nobody_labeled(tiny_dataset, monkeypatch):
 
 
 def test_another_nnunet_is_refused_before_anything_is_written(tiny_dataset, monkeypatch):
-    monkeypatch.setattr(health, "supported_range", lambda _: "<0.1")
+    monkeypatch.setattr(installation, "supported_range", lambda _: "<0.1")
     with pytest.raises(UserError, match=r'nnunetv2 .* is not supported: pip install "nnunetv2<0.1"'):
         make_trainer(tiny_dataset)
     assert not list(tiny_dataset.results.glob("*"))

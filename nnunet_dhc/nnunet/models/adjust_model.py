@@ -141,7 +141,7 @@ def _validation_cases(model: ModelFolder, fold: int | str) -> ValidationCases:
 
 
 def _require_validation_cases(model: ModelFolder, folds: Sequence[int | str]) -> None:
-    """Refuse folds with one validation case, before the first fold is predicted."""
+    """Refuse folds with fewer than two validation cases, before the first fold is predicted."""
     counts = {fold: len(_validation_cases(model, fold).identifiers) for fold in folds}
     enough = [str(fold) for fold, count in counts.items() if count >= 2]
     if len(enough) == len(folds):

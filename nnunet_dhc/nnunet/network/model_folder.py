@@ -77,8 +77,11 @@ class ModelFolder:
     def _other_checkpoints(self, folds: Sequence[int | str], name: str) -> str | None:
         """What to do where a fold has an unfinished training, or an earlier one that another start has set aside."""
         in_folds = [{path.name for path in self.fold_folder(fold).glob("checkpoint_*.pth*")} for fold in folds]
-        if f"{name}.before" in set.intersection(*in_folds):
-            return f"that of an earlier training is {name}.before; rename it back, or finish the new one (--c)"
+        if name == "checkpoint_final.pth" and f"{name}.before" in set.intersection(*in_folds):
+            return (
+                f"that of an earlier training is {name}.before; finish the new one (--c), or end it and bring all "
+                "files *.before back (docs/how-to/run-on-a-cluster.md, Time limits)"
+            )
         unfinished = {"checkpoint_latest.pth", "checkpoint_best.pth"} & set.intersection(*in_folds)
         if name == "checkpoint_final.pth" and unfinished:
             return f"the training is not finished: continue it with --c, or give -chk {max(unfinished)}"

@@ -109,7 +109,7 @@ def make_split(
         [missing_classes(fold["train"], classes_of, names) for fold in folds],
         [case for case in identifiers if case not in used],
     )
-    has_images_un = places.raw is not None and any((places.raw / IMAGES_UN).glob("*"))
+    has_images_un = places.raw is not None and any((places.raw / IMAGES_UN).glob("[!.]*"))
     result.notes += _notes(result, classes_of, names, has_images_un)
     if without_image:
         result.notes.append(f"no image in imagesTr, so in no list: {name_some(without_image, 6)}")

@@ -102,11 +102,11 @@ class PairTrainer(ReliableTrainer):
         self._non_finite_in_a_row = 0
 
     def _let_name_decide_epochs(self) -> None:
-        of_plans = self.recipe.num_epochs
-        if None not in (self.epochs_of_name, of_plans) and of_plans != self.epochs_of_name:
+        of_recipe = self.recipe.num_epochs
+        if None not in (self.epochs_of_name, of_recipe) and of_recipe != self.epochs_of_name:
             self.print_to_log_file(
-                f"num_epochs = {of_plans} in {self.plans_manager.plans_name} doesn't count: {type(self).__name__} has "
-                "the number of epochs in its name"
+                f"num_epochs = {of_recipe}, a setting of {self.plans_manager.plans_name}, doesn't count: the name of "
+                f"the trainer says {self.epochs_of_name}"
             )
             self.recipe = replace(self.recipe, num_epochs=self.epochs_of_name)
 

@@ -73,12 +73,13 @@ class TrainingData:
         changed = [name.removesuffix("_hash") for name in now if fingerprint.get(name, now[name]) != now[name]]
         if not changed:
             return None
+        if "unlabeled" in changed:
+            changed = [name for name in changed if name != "unlabeled_images"]  # other cases, so other images
         if changed == ["unlabeled_images"]:
             return (
                 "an unlabeled case has another image than when this run started, under the same name; it goes on with "
                 "the new one"
             )
-        changed = [name for name in changed if name != "unlabeled_images"]  # other cases, so other images
         differences = [
             f"{role} {what} {name_some(cases, 5)}"
             for role, cases_now in self.by_role.items() if role in recorded

@@ -20,6 +20,9 @@ from threadpoolctl import threadpool_limits
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.unlabeled.unlabeled_store import case_files
 
+PREPROCESSED_AGAIN = "run nnunet_dhc preprocess (or the training again), which rebuilds it"
+PREDICTED_AGAIN = "continue the training with --c, which predicts it again"
+
 
 class UnlabeledDataset:
     """Preprocessed unlabeled cases behind the interface of nnU-Net's datasets.
@@ -78,7 +81,9 @@ class UnlabeledDataset:
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:
-            raise unreadable_case(identifier, self._path(identifier, kind), error) from error
+            path = self._path(identifier, kind)
+            remedy = PREDICTED_AGAIN if kind == "previous stage" else PREPROCESSED_AGAIN
+            raise unreadable_case(identifier, path, error, remedy) from error
 
     def _path(self, identifier: str, kind: str) -> str:
         names = case_files(identifier)
@@ -143,12 +148,13 @@ def read_case(folder: str, identifier: str) -> tuple[np.ndarray, dict[str, Any]]
     return image, properties
 
 
-def unreadable_case(identifier: str, path: str, error: Exception) -> UserError:
+def unreadable_case(
+    identifier: str, path: str, error: Exception, remedy: str = PREPROCESSED_AGAIN
+) -> UserError:
     """The error of a preprocessed file that vanished or broke after it was written."""
     what = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
     return UserError(
-        f"The preprocessed file {path} of the case {identifier} {what}: delete it if it is still there, and run "
-        "nnunet_dhc preprocess (or the training again), which rebuilds it."
+        f"The preprocessed file {path} of the case {identifier} {what}: delete it if it is still there, and {remedy}."
     )
 
 
