@@ -43,8 +43,8 @@ def damage_of_nifti(path: str, must_be_finite: bool = True) -> str | None:
     return non_finite(nan, infinite, int(np.prod(shape, dtype=np.int64))) if must_be_finite else None
 
 
-def is_cut_off(path: str) -> str | None:
-    """How a NIfTI file is shorter than its header says, or damaged inside; None also where nibabel can't tell.
+def known_damage_of_nifti(path: str) -> str | None:
+    """As `damage_of_nifti`, whatever its values; None also where nibabel can't read the header.
 
     Other readers take headers that nibabel refuses, as quaternions that aren't quite normalized.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nifti_integrity import damage_of_gzip, is_cut_off, is_nifti
+from nnunet_dhc.nifti_integrity import damage_of_gzip, is_nifti, known_damage_of_nifti
 
 _PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")  # pixels of pictures have no size in mm; SimpleITK gives 1 mm
 _TIFF_ENDINGS = (".tif", ".tiff")
@@ -106,7 +106,7 @@ def _check_whole(path: Path) -> None:
     if path.name.endswith(".gz") and not is_gzip:
         raise UserError(f"{path} is no gzip file, as its name says it is: compress it with gzip, or make it again.")
     if is_nifti(str(path)):
-        damage = is_cut_off(str(path))
+        damage = known_damage_of_nifti(str(path))
     elif path.name.endswith(".gz"):
         damage = damage_of_gzip(str(path))
     else:
