@@ -25,9 +25,27 @@ def is_nifti(path: str) -> bool:
 def damage_of_nifti(path: str, must_be_finite: bool = True) -> str | None:
     """What is wrong with the bytes of a NIfTI file, or None."""
     try:
-        offset, dtype, shape = _layout(path)
+        layout = _layout(path)
     except Exception as error:
         return f"is no readable NIfTI file ({type(error).__name__})"
+    return _damage_of_content(path, *layout, must_be_finite)
+
+
+def known_damage_of_nifti(path: str) -> str | None:
+    """As `damage_of_nifti`, whatever its values; None also where nibabel can't read the header.
+
+    Other readers take headers that nibabel refuses, as quaternions that aren't quite normalized.
+    """
+    try:
+        layout = _layout(path)
+    except Exception:
+        return damage_of_gzip(path) if path.endswith(".gz") else None
+    return _damage_of_content(path, *layout, must_be_finite=False)
+
+
+def _damage_of_content(
+    path: str, offset: int, dtype: np.dtype, shape: tuple[int, ...], must_be_finite: bool
+) -> str | None:
     expected = offset + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
     compressed = path.endswith(".gz")
     if not compressed and dtype.kind not in "fc":
@@ -41,18 +59,6 @@ def damage_of_nifti(path: str, must_be_finite: bool = True) -> str | None:
     if size < expected:
         return _too_short(size, expected)
     return non_finite(nan, infinite, int(np.prod(shape, dtype=np.int64))) if must_be_finite else None
-
-
-def known_damage_of_nifti(path: str) -> str | None:
-    """As `damage_of_nifti`, whatever its values; None also where nibabel can't read the header.
-
-    Other readers take headers that nibabel refuses, as quaternions that aren't quite normalized.
-    """
-    try:
-        _layout(path)
-    except Exception:
-        return damage_of_gzip(path) if path.endswith(".gz") else None
-    return damage_of_nifti(path, must_be_finite=False)
 
 
 def damage_of_gzip(path: str) -> str | None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from nnunet_dhc.errors import UserError
 
 # Files under this name belong to a run that is still writing, or to one that was killed.
 TEMPORARY_PREFIX = ".writing-"
@@ -41,6 +46,31 @@ def sync_folder(folder: str | os.PathLike) -> None:
         pass  # some network file systems refuse to sync a folder
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def new_output(output: Path, ending: str = "") -> Iterator[Path]:
+    """Give a path beside ``output`` for a file or folder that gets its name when it is whole, else is removed.
+
+    Raises:
+        UserError: It can't be written.
+    """
+    folder = output.absolute().parent
+    partial = temporary_path(folder, ending)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.rename(partial, output)
+    except OSError as error:
+        raise UserError(
+            f"{output} can't be written ({error.strerror or error}): free space or choose another -o"
+        ) from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+    sync_folder(folder)
 
 
 def replace_file(path: str | os.PathLike, content: bytes) -> None:

@@ -19,7 +19,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import Tensor, nn
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.host.atomic_files import sync_folder, temporary_path, write_and_sync
+from nnunet_dhc.nnunet.host.atomic_files import new_output, write_and_sync
 from nnunet_dhc.nnunet.host.plans_settings import PLANS_KEY
 from nnunet_dhc.nnunet.models.sub_network_dice import NETWORKS, SubNetworkDice, mean_foreground_dice
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder
@@ -84,18 +84,9 @@ def export_model(
     else:
         dice = _validation_dice(model, request, None)
     _check_architecture(model, network)
-    partial = temporary_path(output.absolute().parent)
-    try:
-        partial.mkdir(parents=True)
+    with new_output(output) as partial:
+        partial.mkdir()
         sources = _write_folder(partial, model, request, network, dice)
-        os.rename(partial, output)
-    except OSError as error:
-        raise UserError(
-            f"{output} can't be written ({error.strerror or error}): free space or choose another -o"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(output.absolute().parent)
     folds = " ".join(map(str, request.folds))
     say(
         f"{output}: sub-network {network} of {len(sources)} fold(s) as a stock nnU-Net model. Predict with "

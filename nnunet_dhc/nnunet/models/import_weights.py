@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_dhc.errors import UserError
-from nnunet_dhc.nnunet.host.atomic_files import sync_folder, temporary_path, write_and_sync
+from nnunet_dhc.nnunet.host.atomic_files import new_output, write_and_sync
 from nnunet_dhc.nnunet.host.dataset_places import locate_dataset, read_plans
 from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, initialize_sub_networks
 from nnunet_dhc.nnunet.network.model_folder import file_hash
@@ -180,15 +180,5 @@ def _save(output: Path, pair: CoTrainedPair, request: ImportRequest) -> None:
             "versions": installed_versions(),
         },
     }
-    partial = temporary_path(output.absolute().parent, ".pth")
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
+    with new_output(output, ".pth") as partial:
         write_and_sync(partial, checkpoint_bytes(content))
-        os.rename(partial, output)
-    except OSError as error:
-        raise UserError(
-            f"{output} can't be written ({error.strerror or error}): free space or choose another -o"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(output.absolute().parent)

@@ -70,20 +70,22 @@ class ModelFolder:
         if "all" in there and there != ["all"]:
             there.remove("all")  # its validation cases were trained on, so it doesn't go together with the others
         remedy = f"train them, or use -f {' '.join(there)}" if there else "train first, or give another -chk"
-        if not there and (others := self._other_checkpoints(missing, name)):
-            remedy = others
+        if not there and name == "checkpoint_final.pth":
+            remedy = self._instead_of_final(missing) or remedy
         raise UserError(f"{self.path} has no {name} of fold {', '.join(missing)}: {remedy}")
 
-    def _other_checkpoints(self, folds: Sequence[int | str], name: str) -> str | None:
+    def _instead_of_final(self, folds: Sequence[int | str]) -> str | None:
         """What to do where a fold has an unfinished training, or an earlier one that another start has set aside."""
-        in_folds = [{path.name for path in self.fold_folder(fold).glob("checkpoint_*.pth*")} for fold in folds]
-        if name == "checkpoint_final.pth" and f"{name}.before" in set.intersection(*in_folds):
+        names = set.intersection(
+            *({path.name for path in self.fold_folder(fold).glob("checkpoint_*.pth*")} for fold in folds)
+        )
+        if "checkpoint_final.pth.before" in names:
             return (
-                f"that of an earlier training is {name}.before; finish the new one (--c), or end it and bring all "
-                "files *.before back (docs/how-to/run-on-a-cluster.md, Time limits)"
+                "that of an earlier training is checkpoint_final.pth.before; finish the new one (--c), or end it and "
+                "bring all files *.before back (docs/how-to/run-on-a-cluster.md, Time limits)"
             )
-        unfinished = {"checkpoint_latest.pth", "checkpoint_best.pth"} & set.intersection(*in_folds)
-        if name == "checkpoint_final.pth" and unfinished:
+        unfinished = names & {"checkpoint_latest.pth", "checkpoint_best.pth"}
+        if unfinished:
             return f"the training is not finished: continue it with --c, or give -chk {max(unfinished)}"
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from nnunetv2.configuration import default_num_processes
@@ -53,9 +54,9 @@ class TrainingData:
             "unlabeled": list(self.unlabeled),
         }
 
-    @property
+    @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """Hashes that tell a resumed run whether its cases are still the same."""
+        """Hashes that tell a resumed run whether its cases are still the same; each checkpoint has them."""
         return {
             "split_hash": content_hash([sorted(self.cases.labeled), sorted(self.cases.validation)]),
             "unlabeled_hash": content_hash(sorted(self.unlabeled)),
