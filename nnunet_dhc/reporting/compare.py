@@ -13,6 +13,7 @@ import numpy as np
 
 from nnunet_dhc import __version__
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.reporting.attribution import attribution, role
 from nnunet_dhc.reporting.collection import Collection, Row
 from nnunet_dhc.reporting.differences import differences_from, winners
 from nnunet_dhc.reporting.evaluate import score_pairs
@@ -21,7 +22,7 @@ from nnunet_dhc.reporting.protocols import Protocol, protocol_named
 from nnunet_dhc.reporting.score_tables import RowScores, describe_structures
 from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM, MIN_CASES_FOR_INTERVAL
 from nnunet_dhc.reporting.training_curves import training_curves
-from nnunet_dhc.reporting.verdict import attribution, caution, role, verdict
+from nnunet_dhc.reporting.verdict import caution, verdict
 
 DISCLAIMER = "For research, not for clinical use."
 FORMAT_VERSION = 1

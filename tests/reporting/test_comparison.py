@@ -17,7 +17,7 @@ from made_up import boxes, dataset_json, write_json, write_volume
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.training.recipe import Recipe
-from nnunet_dhc.reporting import output, verdict
+from nnunet_dhc.reporting import attribution, output
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
 from nnunet_dhc.reporting.collection import Row, Run, check_comparable
 from nnunet_dhc.reporting.compare import Options, build_comparison
@@ -30,7 +30,7 @@ from nnunet_dhc.reporting.score_tables import RowScores, describe_structures
 from nnunet_dhc.reporting.statistics import holm
 from nnunet_dhc.reporting.structures import label_space
 from nnunet_dhc.reporting.table_cells import number as number_text
-from nnunet_dhc.reporting.verdict import caution
+from nnunet_dhc.reporting.verdict import caution, verdict
 
 SAME_PLANS = {"planned": "a hash", "configuration": "3d_fullres"}
 
@@ -127,7 +127,7 @@ def test_each_setting_concerns_training_on_labels_or_does_not():
         "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "low_memory", "max_non_finite_steps",
         "collapse_patience",
     }
-    on_labels = set(verdict._SETTINGS_ON_LABELS)
+    on_labels = set(attribution.SETTINGS_ON_LABELS)
     assert on_labels.isdisjoint(of_unlabeled_patches | of_the_run)
     assert on_labels | of_unlabeled_patches | of_the_run == {setting.name for setting in fields(Recipe)}
 
@@ -171,7 +171,7 @@ def test_a_difference_in_mirroring_is_said_and_stock_without_it_preferred(tree):
 
 def test_trainers_of_nnunet_count_as_stock():
     names = ["", "NoMirroring", "_8epochs", "_1epoch", "_2000epochs_NoMirroring", "_onlyMirror01", "PairSupervised"]
-    roles = [verdict.role(f"nnUNetTrainer{name}", 0) for name in names]
+    roles = [attribution.role(f"nnUNetTrainer{name}", 0) for name in names]
     assert roles == ["stock"] * 5 + ["other", "pair supervised"]
 
 
@@ -402,7 +402,7 @@ def test_painting_an_absent_structure_in_some_seeds(tmp_path, of_a, of_b, expect
     reason = " %, " if is_that_of_the_means else "; paired by case "
     assert reason in found["verdict"]["sentence"]
     of_dice["overall"] |= {"n": 4, "claim": "too few cases"}
-    few = verdict.verdict(found["rows"], found["differences"], STANDARD.metrics[0], 4)["sentence"]
+    few = verdict(found["rows"], found["differences"], STANDARD.metrics[0], 4)["sentence"]
     assert few.startswith("No claim") and reason.replace(" %, ", " %: ") in few
 
 
@@ -583,7 +583,7 @@ def test_stock_with_other_labels_is_no_control():
 
     for labeled, found in ((4, True), (20, False)):
         rows = [row("stock", "stock", labeled), row("pair", "semi-supervised", 4)]
-        parts = verdict.attribution(rows, contrast, STANDARD.metrics[0], "pair")["parts"]
+        parts = attribution.attribution(rows, contrast, STANDARD.metrics[0], "pair")["parts"]
         assert ("everything together, at equal steps" in [part["what"] for part in parts]) == found
 
 
@@ -597,7 +597,7 @@ def test_the_parts_of_a_gain_are_corrected_together():
         return {"mean": 0.1, "low": 0.05, "high": 0.15, "n": 20, "p": found[name, against]}
 
     rows = [row("stock", "stock", 40), row("control", "pair supervised", 40), row("pair", "semi-supervised", 40)]
-    judged = verdict.attribution(rows, contrast, STANDARD.metrics[0], "pair")
+    judged = attribution.attribution(rows, contrast, STANDARD.metrics[0], "pair")
     assert {part["what"]: part["p_holm"] for part in judged["parts"]}["unlabeled data"] == pytest.approx(3 * 0.019)
     assert {part["claim"] for part in judged["parts"]} == {"no claim"}
     assert judged["sentence"].count("(no claim)") == 3
