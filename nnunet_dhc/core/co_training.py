@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,6 +81,31 @@ class CoTrainingTerms:
         return supervised + loss_weight * (self.unsupervised_a + self.unsupervised_b)
 
 
+class NetworkUpdate(NamedTuple):
+    """What the predictions of one network in a step gave.
+
+    Attributes:
+        weights: Its class weights, (k,) float32.
+        counts: Voxels per class of its pseudo labels on the patches that are counted, (k,) int64; None if none is.
+        overlap: Of its pseudo labels with the reference of the labeled patches, (3, k) int64, as in `Overlap`.
+    """
+
+    weights: Tensor
+    counts: Tensor | None
+    overlap: Tensor
+
+
+def counts_of(updates: Sequence[NetworkUpdate]) -> Tensor | None:
+    """Counts of A and of B, (2, k), or None."""
+    counts = [update.counts for update in updates if update.counts is not None]
+    return torch.stack(counts) if counts else None
+
+
+def overlaps_of(updates: Sequence[NetworkUpdate]) -> Tensor:
+    """Overlaps of A and of B, (2, 3, k)."""
+    return torch.stack([update.overlap for update in updates])
+
+
 class CoTrainingObjective:
     """Cross pseudo supervision of two networks with a class weighting for each.
 
@@ -129,29 +155,20 @@ class CoTrainingObjective:
         return self.labels.pseudo_label(logits_a.detach()), self.labels.pseudo_label(logits_b.detach())
 
     @torch.no_grad()
-    def update_weights(
-        self, pseudo_a: Tensor, pseudo_b: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def update_weights(self, pseudo_a: Tensor, pseudo_b: Tensor, target: Tensor) -> tuple[NetworkUpdate, NetworkUpdate]:
         """Bring the class weights of A and of B up to date with this step's predictions.
 
         Args:
             pseudo_a, pseudo_b: Pseudo labels of the joint batch, labeled patches first.
             target: Reference of the labeled patches, shape (b_labeled, ...), at full resolution.
-
-        Returns:
-            Weights of A and of B, each (k,) float32, and the voxels per class of both networks' pseudo labels on the
-            patches that are counted, shape (2, k) int64; None where none is counted.
         """
-        weights_a, counts_a = self.update_weights_of(self.weighting_a, pseudo_a, target)
-        weights_b, counts_b = self.update_weights_of(self.weighting_b, pseudo_b, target)
-        if counts_a is None or counts_b is None:
-            return weights_a, weights_b, None
-        return weights_a, weights_b, torch.stack((counts_a, counts_b))
+        return (
+            self.update_weights_of(self.weighting_a, pseudo_a, target),
+            self.update_weights_of(self.weighting_b, pseudo_b, target),
+        )
 
     @torch.no_grad()
-    def update_weights_of(
-        self, weighting: ClassWeighting, pseudo: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def update_weights_of(self, weighting: ClassWeighting, pseudo: Tensor, target: Tensor) -> NetworkUpdate:
         """The same for one network, which needs nothing of the other one.
 
         Args:
@@ -162,22 +179,21 @@ class CoTrainingObjective:
         num_labeled = target.shape[0]
         from_labeled = self.composition.counts_from_labeled
         labeled, unlabeled = pseudo[:num_labeled], pseudo[num_labeled:]
+        local_overlap = self.labels.overlap(labeled, target)
+        overlap = self._summed(torch.stack(tuple(local_overlap)))
         if weighting.reads == "labeled_dice":
-            weighting.update(hard_dice(*(self._summed(n) for n in self.labels.overlap(labeled, target))))
+            weighting.update(hard_dice(*overlap))
         counts = None
         # a step without unlabeled patches says nothing about their class distribution
         if from_labeled or len(unlabeled):
-            counted = self._count_labeled(labeled, target) if from_labeled else self.labels.count(unlabeled)
+            # of labeled patches without the voxels in which nothing supervises them
+            counted = local_overlap.predicted if from_labeled else self.labels.count(unlabeled)
             counts = self._summed(counted)
             if weighting.reads == "all_counts" and not from_labeled:
                 weighting.update(counts + self._summed(self.labels.count(labeled)))
             elif weighting.reads in ("all_counts", "unlabeled_counts"):
                 weighting.update(counts)
-        return self._tempered(weighting.weights), counts
-
-    def _count_labeled(self, pseudo: Tensor, target: Tensor) -> Tensor:
-        """Pseudo labels on labeled patches, without the voxels in which nothing supervises them."""
-        return self.labels.overlap(pseudo, target).predicted if self.labels.may_ignore else self.labels.count(pseudo)
+        return NetworkUpdate(self._tempered(weighting.weights), counts, overlap)
 
     @property
     def loss_weights(self) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ def by_group(
 ) -> CoTrainingTerms:
     """As the low-memory step does it, with logits in place of networks; gradients go into `outputs`."""
     pseudo = objective.pseudo_labels(outputs[0][0], outputs[1][0])
-    weights_a, weights_b, _ = objective.update_weights(*pseudo, targets[0])
+    weights_a, weights_b = (update.weights for update in objective.update_weights(*pseudo, targets[0]))
 
     def sums_of(network: int, rows: slice):
         peer = 1 - network
@@ -99,7 +99,7 @@ def check(labels: LabelSpace, composition: dict, groups: list[slice], dtype: tor
     objective = make_objective(labels, composition)
     outputs, targets = make_step(labels, dtype)
     pseudo = objective.pseudo_labels(outputs[0][0], outputs[1][0])
-    weights_a, weights_b, _ = objective.update_weights(*pseudo, targets[0])
+    weights_a, weights_b = (update.weights for update in objective.update_weights(*pseudo, targets[0]))
     expected = objective.terms(*outputs, targets, *pseudo, weights_a, weights_b, unsupervised)
     expected.total(loss_weight).backward()
     gradients = [logits.grad for network in outputs for logits in network]

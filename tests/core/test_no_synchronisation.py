@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from nnunet_dhc.core import CLD, CReST, DiffDW, DistDW, SimiS, Unweighted, label_spaces
 from nnunet_dhc.core.class_counts import count_voxels
-from nnunet_dhc.core.co_training import CoTrainingObjective, CoTrainingTerms, LossComposition
+from nnunet_dhc.core.co_training import CoTrainingObjective, CoTrainingTerms, LossComposition, counts_of, overlaps_of
 from nnunet_dhc.core.label_spaces import ClassLabels, LabelSpace, RegionLabels
 from nnunet_dhc.core.loss_sums import _SoftmaxSums
 from nnunet_dhc.core.term_sums import join_sums
@@ -61,13 +61,14 @@ def step(objective: CoTrainingObjective, outputs: list[list[Tensor]], targets: l
     """All that `whole_step` asks of the core: both networks at once, and one after the other."""
     before = [weighting.snapshot() for weighting in (objective.weighting_a, objective.weighting_b)]
     unlabeled_target = objective.labels.pseudo_label(outputs[0][0][2:])
-    weights, _ = objective.update_weights_of(
+    update = objective.update_weights_of(
         objective.weighting_a, objective.labels.pseudo_label(outputs[0][0]), targets[0]
     )
-    objective.losses_of(objective.sums(outputs[0], targets, unlabeled_target), weights).total(0.3)
+    objective.losses_of(objective.sums(outputs[0], targets, unlabeled_target), update.weights).total(0.3)
     pseudo = objective.pseudo_labels(outputs[0][0], outputs[1][0])
-    weights_a, weights_b, _ = objective.update_weights(*pseudo, targets[0])
-    terms = objective.terms(*outputs, targets, *pseudo, weights_a, weights_b)
+    updates = objective.update_weights(*pseudo, targets[0])
+    terms = objective.terms(*outputs, targets, *pseudo, *(update.weights for update in updates))
+    counts_of(updates), overlaps_of(updates)
     total = terms.total(0.3)
     for weighting, state in zip((objective.weighting_a, objective.weighting_b), before, strict=True):
         weighting.revert_where(~torch.isfinite(total.detach()), state)

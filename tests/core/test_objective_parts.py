@@ -38,8 +38,8 @@ def test_ignored_voxels_of_labeled_patches_are_not_counted():
     made = CoTrainingObjective(
         ClassLabels(3, ignore_label=3), Unweighted(3), Unweighted(3), LossComposition(counts_from_labeled=True)
     )
-    _, counts = made.update_weights_of(made.weighting_b, PSEUDO, ignored)
-    assert counts.tolist() == [2, 1, 1]
+    update = made.update_weights_of(made.weighting_b, PSEUDO, ignored)
+    assert update.counts.tolist() == [2, 1, 1]
 
 
 def test_exponent_of_the_background_is_of_no_other_class():

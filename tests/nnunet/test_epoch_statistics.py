@@ -22,7 +22,8 @@ def logits_of(*classes: int) -> torch.Tensor:
 def test_dice_of_each_network_agreement_and_gap():
     statistics = ValidationStatistics(ClassLabels(3))
     target = torch.tensor([1, 1, 2, 0]).reshape(1, 1, 4, 1)
-    statistics.add(logits_of(1, 1, 0, 0), logits_of(1, 0, 2, 0), target)
+    a, b = logits_of(1, 1, 0, 0), logits_of(1, 0, 2, 0)
+    statistics.add(a, b, (a + b) / 2, target)
     values = statistics.read(across_ranks=False)
     assert values["dice_a"] == pytest.approx([1.0, 0.0], abs=1e-6)
     assert values["dice_a"][1] == 0  # exactly: an alarm watches for it
@@ -37,7 +38,7 @@ def test_dice_of_each_network_agreement_and_gap():
 def test_networks_that_are_one_have_no_gap():
     statistics = ValidationStatistics(ClassLabels(3))
     for _ in range(2):
-        statistics.add(logits_of(1, 2), logits_of(1, 2), torch.tensor([1, 1]).reshape(1, 1, 2, 1))
+        statistics.add(*[logits_of(1, 2)] * 3, torch.tensor([1, 1]).reshape(1, 1, 2, 1))
     values = statistics.read(across_ranks=False)
     assert values["relative_logit_gap"] == 0
     assert values["agreement"] == 1

@@ -268,7 +268,7 @@ def test_every_key_of_the_epoch_log_is_documented():
 
     training = TrainingStatistics(2).read()
     statistics = ValidationStatistics(ClassLabels(2))
-    statistics.add(torch.rand(1, 2, 3, 3), torch.rand(1, 2, 3, 3), torch.zeros(1, 1, 3, 3, dtype=torch.int64))
+    statistics.add(*torch.rand(3, 1, 2, 3, 3), torch.zeros(1, 1, 3, 3, dtype=torch.int64))
     written, _ = strings_of("nnunet/training/run_files.py", "log_epoch")
     keys = {*written, *training, *statistics.read(across_ranks=False)} - {"seconds", "losses", "loading"}
     keys |= {f"losses.{term}" for term in training["losses"]}

@@ -94,7 +94,7 @@ def test_predicts_by_names_without_mirroring(trained, tmp_path):
 
 
 @pytest.mark.parametrize("mirroring", [True, False])
-def test_prediction_is_the_mean_of_the_logits(trained, mirroring):
+def test_prediction_is_what_both_networks_say_together(trained, mirroring):
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     torch.set_num_threads(1)
@@ -103,11 +103,16 @@ def test_prediction_is_the_mean_of_the_logits(trained, mirroring):
     predictor.network.load_state_dict(predictor.list_of_parameters[0])
     predictor.network.eval()
     patch = torch.from_numpy(make_scan(77, (16, 16, 16))[0][None, None].astype(np.float32)) / 100
-    logits = {}
-    for output in ("mean", "a", "b"):
-        with predictor.network.giving(output), torch.no_grad():
-            logits[output] = predictor._internal_maybe_mirror_and_predict(patch)
-    assert (logits["a"] - logits["b"]).abs().mean() > 0.01
+    votes = predictor.network.votes
+    assert votes is not None  # after so few steps
+    for predictor.network.votes in (votes, None):
+        logits = {}
+        for output in ("mean", "a", "b"):
+            with predictor.network.giving(output), torch.no_grad():
+                logits[output] = predictor._internal_maybe_mirror_and_predict(patch)
+        assert (logits["a"] - logits["b"]).abs().mean() > 0.01
+        together = predictor.network.combined(logits["a"], logits["b"])
+        torch.testing.assert_close(logits["mean"], together, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits["mean"], (logits["a"] + logits["b"]) / 2)
 
 

@@ -27,14 +27,16 @@ class AveragedPair:
 
     def __init__(self, pair: CoTrainedPair, momentum: float) -> None:
         self.pair = deepcopy(pair).requires_grad_(False)
+        self.pair.votes = None  # A and B teach each other, each alone
         self._average = get_ema_multi_avg_fn(momentum)
 
     @torch.no_grad()
     def update(self, pair: CoTrainedPair) -> None:
         """Follow the weights of the pair after a step; what is no weight (running statistics) is copied."""
         self._average(list(self.pair.parameters()), list(pair.parameters()), None)
-        for mine, trained in zip(self.pair.buffers(), pair.buffers(), strict=True):
-            mine.copy_(trained)
+        for average, network in zip(self.pair.sub_networks, pair.sub_networks, strict=True):
+            for mine, trained in zip(average.buffers(), network.buffers(), strict=True):
+                mine.copy_(trained)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.pair.state_dict()

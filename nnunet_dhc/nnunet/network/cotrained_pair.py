@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_dhc.core.votes import combined_logits
+
 _ONEDNN_BLOCK_CHANNELS = 16
 _MOST_GRAPHS = 64  # both, a and b, each with and without gradients, for ten sizes of batch, and the mean
 Output = Literal["mean", "both", "a", "b"]
@@ -25,18 +27,26 @@ class CoTrainedPair(nn.Module):
     ``output`` says what ``forward`` gives; it is an explicit switch because validation and prediction both put the
     module into evaluation mode and need different outputs:
 
-    - ``"mean"`` (default, what nnU-Net's predictor gets): the mean of the logits of A and B,
+    - ``"mean"`` (default, what nnU-Net's predictor gets): the mean of the logits of A and B, but for classes from which
+      one of them abstains,
     - ``"both"``: the tuple (logits of A, logits of B),
     - ``"a"``, ``"b"``: one sub-network alone.
 
     Logits have shape (b, k, *spatial); with deep supervision they are a list, full resolution first.
+
+    Attributes:
+        votes: From `core.votes.votes_of`; None where both vote on every class. Only where it isn't None is it a part of
+            the state dict, so that checkpoints without it are read as before.
     """
+
+    votes: Tensor | None
 
     def __init__(self, sub_network_a: nn.Module, sub_network_b: nn.Module) -> None:
         super().__init__()
         self.sub_network_a = sub_network_a
         self.sub_network_b = sub_network_b
         self.output: Output = "mean"
+        self.register_buffer("votes", None)
 
     @property
     def sub_networks(self) -> tuple[nn.Module, nn.Module]:
@@ -48,7 +58,20 @@ class CoTrainedPair(nn.Module):
         if self.output == "b":
             return self.sub_network_b(images)
         logits_a, logits_b = self.sub_network_a(images), self.sub_network_b(images)
-        return (logits_a, logits_b) if self.output == "both" else mean_logits(logits_a, logits_b)
+        return (logits_a, logits_b) if self.output == "both" else self.combined(logits_a, logits_b)
+
+    def combined(self, logits_a: Logits, logits_b: Logits) -> Logits:
+        """What the pair says, from what its sub-networks say."""
+        if isinstance(logits_a, (list, tuple)):
+            return [self.combined(a, b) for a, b in zip(logits_a, logits_b, strict=True)]
+        if self.votes is None:
+            return (logits_a + logits_b) / 2
+        return combined_logits(logits_a, logits_b, self.votes)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        saved = state_dict.get(f"{prefix}votes")
+        self.votes = None if saved is None else torch.empty_like(saved, device=next(self.parameters()).device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @contextmanager
     def giving(self, output: Output) -> Iterator[None]:
@@ -58,13 +81,6 @@ class CoTrainedPair(nn.Module):
             yield
         finally:
             self.output = previous
-
-
-def mean_logits(logits_a: Logits, logits_b: Logits) -> Logits:
-    """Mean of two outputs of the same form."""
-    if isinstance(logits_a, (list, tuple)):
-        return [(a + b) / 2 for a, b in zip(logits_a, logits_b, strict=True)]
-    return (logits_a + logits_b) / 2
 
 
 def unwrapped(network: nn.Module) -> CoTrainedPair:

@@ -17,12 +17,13 @@ LOSS_TERMS = ("total", "supervised_a", "supervised_b", "unsupervised_a", "unsupe
 
 
 class TrainingStatistics:
-    """Losses, skipped steps and pseudo-label counts of the training steps of one epoch."""
+    """Losses, skipped steps, pseudo-label counts and Dice on labeled patches of the training steps of one epoch."""
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
         self._losses = np.zeros(len(LOSS_TERMS))
         self._counts: Tensor | None = None
+        self._overlaps: Tensor | None = None
         self.steps = 0
         self.finite_steps = 0
         self.unlabeled_steps = 0
@@ -47,6 +48,19 @@ class TrainingStatistics:
         if counts is not None:
             self._counts = counts if self._counts is None else self._counts + counts
 
+    def add_overlaps(self, overlaps: Tensor) -> None:
+        """Of A and of B with the reference of a step's labeled patches, (2, 3, k), on all ranks together."""
+        self._overlaps = overlaps if self._overlaps is None else self._overlaps + overlaps
+
+    @property
+    def training_dice(self) -> tuple[Tensor, Tensor]:
+        """Hard Dice of A and of B on the labeled patches so far, (k,) each, background included; NaN = in neither."""
+        if self._overlaps is None:
+            nothing = torch.full((self._num_classes,), float("nan"))
+            return nothing, nothing
+        of_a, of_b = (_dice(*overlap) for overlap in self._overlaps)
+        return of_a, of_b
+
     def average_losses_across_ranks(self, device: torch.device) -> None:
         """Let each rank have the mean of all, as nnU-Net's own curve has it; call it on every rank."""
         losses = torch.from_numpy(self._losses).to(device)
@@ -69,8 +83,11 @@ class TrainingStatistics:
         if self._counts is not None:
             counts = self._counts.cpu().double()  # in this order: MPS has no float64
             shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).tolist()
+        training_dice = [dice[1:].tolist() for dice in self.training_dice]
         return {
             "losses": self.losses,
+            "training_dice_a": training_dice[0],
+            "training_dice_b": training_dice[1],
             "pseudo_label_share_a": shares[0],
             "pseudo_label_share_b": shares[1],
             "unsupervised_gradient_share": self.gradient_share,
@@ -90,7 +107,7 @@ def _dice(true_positives: Tensor, predicted: Tensor, labeled: Tensor) -> Tensor:
 
 
 class ValidationStatistics:
-    """Hard Dice of A, of B and of their mean, and how far A and B are apart, on an epoch's validation patches."""
+    """Hard Dice of A, of B and of the pair, and how far A and B are apart, on an epoch's validation patches."""
 
     def __init__(self, labels: LabelSpace) -> None:
         self._labels = labels
@@ -98,13 +115,13 @@ class ValidationStatistics:
         self._logit_gap: Tensor | None = None
 
     @torch.no_grad()
-    def add(self, logits_a: Tensor, logits_b: Tensor, target: Tensor) -> None:
+    def add(self, logits_a: Tensor, logits_b: Tensor, logits_of_pair: Tensor, target: Tensor) -> None:
         """One batch: full-resolution logits (b, k, *spatial) and nnU-Net's target."""
         labels = self._labels
         predictions = {
             "a": labels.pseudo_label(logits_a),
             "b": labels.pseudo_label(logits_b),
-            "mean": labels.pseudo_label((logits_a + logits_b) / 2),
+            "mean": labels.pseudo_label(logits_of_pair),
         }
         for name, prediction in predictions.items():
             self._add_overlap(name, labels.overlap(prediction, target))

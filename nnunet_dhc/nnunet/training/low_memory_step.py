@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nnunet_dhc.core.co_training import counts_of, overlaps_of
 from nnunet_dhc.core.term_sums import Gradients, TermSums, backward_from_sums, gradients_by_group, join_sums
 from nnunet_dhc.nnunet.training.gradient_shares import ShareMeasurement
 from nnunet_dhc.nnunet.training.whole_step import (
@@ -74,9 +75,9 @@ class _LowMemoryStep:
                 self._look_at(number)
             before = weighting_states(trainer)
             pseudo_a, pseudo_b = torch.cat(self.pseudo["a"]), torch.cat(self.pseudo["b"])
-            weights_a, weights_b, counts = objective.update_weights(pseudo_a, pseudo_b, inputs.targets[0])
+            updates = objective.update_weights(pseudo_a, pseudo_b, inputs.targets[0])
             leaves = [join_sums(self.sums[network]).as_leaves() for network in "ab"]
-            terms = objective.losses(*leaves, weights_a, weights_b)
+            terms = objective.losses(*leaves, *(update.weights for update in updates))
             total = terms.total(inputs.loss_weight)
             non_finite = keep_weightings_unless_finite(trainer, before, total)
             trainer.timer.mark("forward")
@@ -90,7 +91,7 @@ class _LowMemoryStep:
         if trainer.is_ddp:
             average_gradients(trainer.pair)
         shares = None if self.shares is None else self.shares.read()
-        return StepOutcome(total.detach(), terms, counts, non_finite, shares)
+        return StepOutcome(total.detach(), terms, counts_of(updates), overlaps_of(updates), non_finite, shares)
 
     def _look_at(self, number: int) -> None:
         """Pseudo labels and sums of one group; the last one leaves the graph of B behind."""

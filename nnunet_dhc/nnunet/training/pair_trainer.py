@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from nnunet_dhc.core.collapse import CollapseMonitor
 from nnunet_dhc.core.pasting import box_masks
+from nnunet_dhc.core.votes import votes_of
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network.averaged_pair import AveragedPair
 from nnunet_dhc.nnunet.network.cotrained_pair import (
     CoTrainedPair,
     allow_graphs_of_all_outputs,
     initialize_sub_networks,
-    mean_logits,
     store_channels_last,
     unwrapped,
 )
@@ -368,9 +368,15 @@ class PairTrainer(ReliableTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict]):
         if self.is_ddp:
             self.statistics.average_losses_across_ranks(self.device)
+        self._choose_votes()
         # nnU-Net's curve, beside the one of validation: the total would rise with lambda and the rate of unlabeled
         # patches, and be NaN for the epoch of one skipped step.
         super().on_train_epoch_end([{"loss": self.statistics.supervised_loss}])
+
+    def _choose_votes(self) -> None:
+        """Let a sub-network abstain in validation and prediction from what it hasn't learned so far."""
+        votes = votes_of(*self.statistics.training_dice, self.recipe.abstain_below)
+        self.pair.votes = None if votes is None else votes.to(self.device)
 
     def schedule(self, epoch: int) -> tuple[float, float]:
         """Lambda of an epoch and the part of its steps that draw unlabeled patches."""
@@ -416,6 +422,8 @@ class PairTrainer(ReliableTrainer):
         if outcome.shares is not None:
             self.statistics.gradient_share, self.statistics.unlabeled_gradient_share = outcome.shares
             self._shares_due = not (steps or overflowed)
+        if loss_is_finite:
+            self.statistics.add_overlaps(outcome.labeled_overlaps)
         self.statistics.add(
             np.asarray(losses, dtype=np.float64),
             empty,
@@ -471,10 +479,11 @@ class PairTrainer(ReliableTrainer):
         with mixed_precision(self.device):
             with self.pair.giving("both"):
                 logits_a, logits_b = self.network(images)
+            of_pair = self.pair.combined(logits_a, logits_b)
         # before nnU-Net's step, which overwrites ignored voxels of the target in place
-        self.validation_statistics.add(as_list(logits_a)[0], as_list(logits_b)[0], targets[0])
+        self.validation_statistics.add(*(as_list(logits)[0] for logits in (logits_a, logits_b, of_pair)), targets[0])
         on_device = {**batch, "data": images, "target": targets if isinstance(batch["target"], list) else targets[0]}
-        with self._network_gives(mean_logits(logits_a, logits_b)):
+        with self._network_gives(of_pair):
             return super().validation_step(on_device)
 
     @contextmanager

@@ -163,6 +163,12 @@ class Recipe:
     architecture_b: dict = _setting(
         {}, _ARCHITECTURES, 'architecture of B by configuration, as in the plans\' key "architecture"; empty = as A'
     )
+    abstain_below: float = _setting(
+        0.0,
+        _between(0, 1),
+        "a sub-network has no say in a class, in validation and prediction, while its Dice on labeled patches is below "
+        "this part of the other's; 0 = both have always half",
+    )
     oversample_foreground: float | None = _setting(
         None,
         _or_null(_between(0, 1)),

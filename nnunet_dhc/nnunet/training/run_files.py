@@ -154,6 +154,7 @@ class RunFiles:
             "class_weights_a": weights_a.tolist(),
             "class_weights_b": weights_b.tolist(),
             "unlabeled_rate": trainer.unlabeled_rate,
+            "votes_a": votes_of_a(trainer),
             "seconds": {"epoch": ends - starts, "loading": trainer.dataloader_train.waited_s, **seconds},
             "peak_memory_bytes": peak_memory_bytes(trainer.device),
             "alarms": alarms,
@@ -195,8 +196,19 @@ class RunFiles:
         for name in ("skipped_steps", "amp_overflow_steps", "empty_cross_entropies"):
             if line[name]:
                 trainer.print_to_log_file(f"{name.replace('_', ' ')}: {line[name]}")
+        for network, no_vote in (("A", 0.0), ("B", 1.0)):
+            names = [name for name, vote in zip(trainer.class_names[1:], line["votes_a"], strict=True)
+                     if vote == no_vote]
+            if names:
+                trainer.print_to_log_file(f"{network} has no say in what it hasn't learned: {', '.join(names)}")
         for alarm in line["alarms"]:
             trainer.print_to_log_file("ALARM:", alarm)
+
+
+def votes_of_a(trainer: PairTrainer) -> list[float]:
+    """Part of A in what the pair says of each foreground class."""
+    votes = trainer.pair.votes
+    return [0.5] * (len(trainer.class_names) - 1) if votes is None else votes[0, 1:].tolist()
 
 
 def seconds_per_step(ends: Sequence[tuple[float, bool]], unlabeled_rate: float) -> tuple[float, float]:

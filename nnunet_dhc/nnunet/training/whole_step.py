@@ -8,6 +8,7 @@ for mixed patches with no pseudo labels on labeled ones, as recommended, in one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from torch import Tensor, autocast
 
 from nnunet_dhc.core.across_ranks import sum_across_ranks
 from nnunet_dhc.core.class_weighting import ClassWeighting
-from nnunet_dhc.core.co_training import CoTrainingTerms, NetworkTerms
+from nnunet_dhc.core.co_training import CoTrainingTerms, NetworkTerms, NetworkUpdate, counts_of, overlaps_of
 from nnunet_dhc.nnunet.network.cotrained_pair import Output
 from nnunet_dhc.nnunet.training.gradient_shares import ShareMeasurement
 
@@ -63,6 +64,7 @@ class StepOutcome:
         total, terms: The losses.
         counts: Voxels per class of the pseudo labels of A and of B, (2, k), or None: with mixed patches those of the
             plain unlabeled patches, which teach; else those that were counted for the weights.
+        labeled_overlaps: Of the pseudo labels of A and of B with the reference of the labeled patches, (2, 3, k).
         non_finite: Scalar bool: the total is not finite on some rank, and the weights are those of before.
         shares: Unsupervised share of the gradient, on all and on the unlabeled patches, if it was measured.
     """
@@ -70,6 +72,7 @@ class StepOutcome:
     total: Tensor
     terms: CoTrainingTerms
     counts: Tensor | None
+    labeled_overlaps: Tensor
     non_finite: Tensor
     shares: tuple[float, float] | None
 
@@ -85,20 +88,23 @@ def whole_step(trainer: PairTrainer, inputs: StepInputs, in_halves: bool = False
     shares = ShareMeasurement() if inputs.measures_shares else None
     # DistributedDataParallel reduces the gradients of all parameters in one backward pass
     step = _both_at_once if trainer.objective.couples_networks or trainer.is_ddp else _one_after_the_other
-    terms, counts = step(trainer, inputs, in_halves, shares)
+    terms, updates = step(trainer, inputs, in_halves, shares)
     total = terms.total(inputs.loss_weight).detach()
     non_finite = keep_weightings_unless_finite(trainer, before, total)
-    return StepOutcome(total, terms, counts, non_finite, None if shares is None else shares.read())
+    return StepOutcome(
+        total, terms, counts_of(updates), overlaps_of(updates), non_finite, None if shares is None else shares.read()
+    )
 
 
 def _both_at_once(
     trainer: PairTrainer, inputs: StepInputs, in_halves: bool, shares: ShareMeasurement | None
-) -> tuple[CoTrainingTerms, Tensor | None]:
+) -> tuple[CoTrainingTerms, Sequence[NetworkUpdate]]:
     objective = trainer.objective
     with mixed_precision(trainer.device):
         outputs = outputs_of(trainer, inputs, in_halves, "both")
         pseudo = objective.pseudo_labels(*(of_network[0] for of_network in outputs))
-        *weights, counts = objective.update_weights(*pseudo, inputs.targets[0])
+        updates = objective.update_weights(*pseudo, inputs.targets[0])
+        weights = [update.weights for update in updates]
         terms = objective.terms(
             *outputs, inputs.targets, *pseudo, *weights, inputs.unsupervised, inputs.unlabeled_targets
         )
@@ -108,12 +114,12 @@ def _both_at_once(
         _measure(shares, trainer, inputs, terms.supervised_b, terms.unsupervised_b, outputs[1][0])
     trainer.timer.mark("forward")
     scaled(trainer, total).backward()
-    return terms, counts
+    return terms, updates
 
 
 def _one_after_the_other(
     trainer: PairTrainer, inputs: StepInputs, in_halves: bool, shares: ShareMeasurement | None
-) -> tuple[CoTrainingTerms, Tensor | None]:
+) -> tuple[CoTrainingTerms, Sequence[NetworkUpdate]]:
     results = [
         _one_network(trainer, inputs, in_halves, shares, network, weighting, target)
         for network, weighting, target in zip(
@@ -123,8 +129,8 @@ def _one_after_the_other(
             strict=True,
         )
     ]
-    terms, counts = zip(*results, strict=True)
-    return CoTrainingTerms.of_both(*terms), None if counts[0] is None else torch.stack(counts)
+    terms, updates = zip(*results, strict=True)
+    return CoTrainingTerms.of_both(*terms), updates
 
 
 def _one_network(
@@ -135,21 +141,21 @@ def _one_network(
     network: str,
     weighting: ClassWeighting,
     unlabeled_target: Tensor | None,
-) -> tuple[NetworkTerms, Tensor | None]:
+) -> tuple[NetworkTerms, NetworkUpdate]:
     """Forward and backward pass of one sub-network; its activations are gone afterwards."""
     objective = trainer.objective
     with mixed_precision(trainer.device):
         (outputs,) = outputs_of(trainer, inputs, in_halves, network)
         pseudo = objective.labels.pseudo_label(outputs[0].detach())
-        weights, counts = objective.update_weights_of(weighting, pseudo, inputs.targets[0])
-        terms = objective.losses_of(objective.sums(outputs, inputs.targets, unlabeled_target), weights)
+        update = objective.update_weights_of(weighting, pseudo, inputs.targets[0])
+        terms = objective.losses_of(objective.sums(outputs, inputs.targets, unlabeled_target), update.weights)
         total = terms.total(inputs.loss_weight)
     if shares is not None:
         _measure(shares, trainer, inputs, terms.supervised, terms.unsupervised, outputs[0])
     trainer.timer.mark("forward")
     scaled(trainer, total).backward()
     trainer.timer.mark("backward")
-    return terms.detached(), counts
+    return terms.detached(), update
 
 
 def _measure(
