@@ -117,6 +117,17 @@ def test_other_labeled_cases_are_refused(tree):
         collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"]))
 
 
+def test_labeled_cases_of_an_earlier_start_are_labeled_cases_too(tree):
+    tree.add_stock().add_pair("nnUNetTrainerDHC")
+    for fold in range(2):
+        record = tree.model("nnUNetTrainerDHC") / f"fold_{fold}" / "dhc_run.json"
+        content = json.loads(record.read_text())
+        of_all_starts = {**content["cases"], "labeled": [*tree.labeled, "another"]}
+        write_json(record, {**content, "cases_of_all_starts": of_all_starts})
+    with pytest.raises(UserError, match="trained on other labeled cases"):
+        collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"]))
+
+
 def test_an_unfinished_validation_is_refused(tree):
     tree.add_stock()
     (tree.model("nnUNetTrainer") / "fold_0" / "validation" / "patient_01.nii.gz").unlink()
