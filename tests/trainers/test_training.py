@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from shortcuts import predict_without_mirroring
 from tiny_data import make_scan, write_image
 from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, parameters
 
@@ -22,6 +23,7 @@ from nnunet_dhc.nnunet.training import pair_trainer
 from nnunet_dhc.nnunet.training.run_files import RunFiles, seconds_per_step, waiting_warning
 from nnunet_dhc.nnunet.training.whole_step import as_list
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset, UnlabeledDataLoader
+from nnunet_dhc.reporting.run_files import read_run
 
 FULL_RAMP = {"ramp_length": 0.0, "lambda_max": 1.0}
 
@@ -65,6 +67,31 @@ def test_labels_of_unlabeled_cases_are_never_read(tiny_dataset):
     after = train(tiny_dataset, **FULL_RAMP)
     assert_same(weights[0], parameters(after))
     assert torch.equal(weights[1], after.objective.weighting_b.weights)
+
+
+def test_a_split_that_is_edited_after_the_start_changes_neither_training_nor_validation(
+    tiny_dataset, monkeypatch, no_process_pools
+):
+    """What was checked for leaks and stands in the record is what is trained on, however long preprocessing takes."""
+    predict_without_mirroring(monkeypatch)
+    stock = pair_trainer.prepare_training_data
+
+    def prepare_while_somebody_edits(*arguments):
+        data = stock(*arguments)
+        tiny_dataset.write_split([{"train": ["case_2", "case_5"], "val": ["case_3"]}])
+        return data
+
+    monkeypatch.setattr(pair_trainer, "prepare_training_data", prepare_while_somebody_edits)
+    seen = []
+    trainer = make_trainer(tiny_dataset, num_epochs=1)
+    step = trainer.train_step
+    trainer.train_step = lambda batch: seen.extend(batch["keys"]) or step(batch)
+    trainer.run_training()
+    assert seen and set(seen) <= set(FOLD["train"])
+    trainer.perform_actual_validation()
+    validation = Path(trainer.output_folder, "validation")
+    assert [path.name for path in validation.glob("*.nii.gz")] == ["case_2.nii.gz"]
+    assert read_run(Path(trainer.output_folder)).counted_cases == (2, 1)
 
 
 def test_labels_of_labeled_cases_are_read(tiny_dataset):
