@@ -345,6 +345,27 @@ def test_non_finite_step_is_skipped_whole_and_counted(tiny_dataset):
     assert trainer.statistics.read()["skipped_steps"] == 1
 
 
+@pytest.mark.parametrize("what", ["images", "gradient"])
+def test_a_skipped_step_moves_no_average_and_counts_no_class(tiny_dataset, what):
+    trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=3, unlabeled_schedule="always",
+                           teacher="mean", teacher_momentum=0.9)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    average = {name: value.clone() for name, value in trainer.averaged_pair.state_dict().items()}
+    shares = trainer.statistics.read()["pseudo_label_share_a"]
+    batch = next(trainer.dataloader_train)
+    if what == "images":
+        batch["data"][:, 0, 0, 0, 0] = batch["unlabeled"][:, 0, 0, 0, 0] = float("nan")
+    else:
+        next(trainer.pair.sub_network_b.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    trainer.train_step(batch)
+    assert trainer.statistics.read()["skipped_steps"] == 1
+    assert_same(average, trainer.averaged_pair.state_dict())
+    assert trainer.statistics.read()["pseudo_label_share_a"] == shares
+
+
 def test_many_non_finite_steps_end_the_run_with_the_last_checkpoint(tiny_dataset):
     trainer = make_trainer(tiny_dataset, num_epochs=3, num_iterations_per_epoch=4, max_non_finite_steps=3)
     poison(trainer, from_step=5, num_steps=100)

@@ -44,7 +44,7 @@ class TrainingStatistics:
         if finite:
             self.finite_steps += 1
             self._losses += losses
-        if counts is not None:
+        if counts is not None and finite:  # pseudo labels made of NaN say nothing of a class
             self._counts = counts if self._counts is None else self._counts + counts
 
     def average_losses_across_ranks(self, device: torch.device) -> None:

@@ -422,8 +422,9 @@ class PairTrainer(ReliableTrainer):
             self.grad_scaler.update()
         elif steps:
             self.optimizer.step()
+        # class weights go back only with a loss that is not finite: behind a finite one their counts are sound
         overflowed = self.grad_scaler is not None and loss_is_finite and not steps
-        if self.averaged_pair is not None:
+        if self.averaged_pair is not None and steps:
             self.averaged_pair.update(self.pair)
         self.timer.mark("backward")
 
