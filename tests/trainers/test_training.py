@@ -24,6 +24,7 @@ from nnunet_dhc.nnunet.training.run_files import RunFiles, seconds_per_step, wai
 from nnunet_dhc.nnunet.training.whole_step import as_list
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset, UnlabeledDataLoader
 from nnunet_dhc.reporting.run_files import read_run
+from nnunet_dhc.reporting.training_curves import training_curves
 
 FULL_RAMP = {"ramp_length": 0.0, "lambda_max": 1.0}
 
@@ -374,6 +375,21 @@ def test_many_non_finite_steps_end_the_run_with_the_last_checkpoint(tiny_dataset
     checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_latest.pth", weights_only=False)
     assert checkpoint["current_epoch"] == 1
     assert all(torch.isfinite(value).all() for value in checkpoint["network_weights"].values())
+
+
+def test_an_epoch_of_skipped_steps_alone_has_no_loss(tiny_dataset, curves):
+    """nnU-Net's curves and ours are drawn all the same, alone and beside another epoch."""
+    for poisoned_epoch in (0, 1):
+        trainer = make_trainer(tiny_dataset)
+        poison(trainer, from_step=2 * poisoned_epoch, num_steps=2)
+        trainer.run_training()
+        losses = [line["losses"]["supervised_a"] for line in log_lines(trainer)]
+        assert losses[poisoned_epoch] is None and losses[1 - poisoned_epoch] > 0
+        assert np.isnan(trainer.logger.get_value("train_losses", poisoned_epoch))
+        for name in ("progress.png", "dhc_progress.png"):
+            assert (Path(trainer.output_folder) / name).read_bytes().startswith(b"\x89PNG")
+        curve = training_curves(read_run(Path(trainer.output_folder)), "x", "0", 0)
+        assert curve["epochs"] == [0, 1]
 
 
 def test_a_good_step_in_between_starts_the_count_anew(tiny_dataset):

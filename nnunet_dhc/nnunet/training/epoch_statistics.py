@@ -54,8 +54,9 @@ class TrainingStatistics:
 
     @property
     def losses(self) -> dict[str, float]:
-        """Means of the steps that were finite, by term."""
-        return dict(zip(LOSS_TERMS, (self._losses / max(self.finite_steps, 1)).tolist(), strict=True))
+        """Means of the steps that were finite, by term; NaN without any, since 0 would look perfect."""
+        means = self._losses / self.finite_steps if self.finite_steps else np.full(len(LOSS_TERMS), np.nan)
+        return dict(zip(LOSS_TERMS, means.tolist(), strict=True))
 
     @property
     def supervised_loss(self) -> float:
