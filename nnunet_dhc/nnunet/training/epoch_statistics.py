@@ -35,7 +35,7 @@ class TrainingStatistics:
     def add(
         self, losses: np.ndarray, empty: float, counts: Tensor | None, has_unlabeled: bool, finite: bool, overflow: bool
     ) -> None:
-        """One step: its losses in the order of ``LOSS_TERMS``, and what was counted for the weights, (2, k)."""
+        """One step: its losses in the order of ``LOSS_TERMS``, and the ``counts`` of its ``StepOutcome``, (2, k)."""
         self.steps += 1
         self.unlabeled_steps += has_unlabeled
         self.non_finite_steps += not finite
