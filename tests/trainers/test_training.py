@@ -116,7 +116,9 @@ def test_control_opens_no_unlabeled_case(tiny_dataset):
         path.write_bytes(b"not an image")
     trainer = train(tiny_dataset, "nnUNetTrainerPairSupervised")
     assert trainer.data.pool is None
-    assert log_lines(trainer)[-1]["losses"]["unsupervised_a"] == 0
+    line = log_lines(trainer)[-1]
+    assert line["losses"]["unsupervised_a"] == line["steps_with_unlabeled"] == 0
+    assert line["lambda"] == line["unlabeled_rate"] == 0
 
 
 def test_pair_mixed_hides_the_labels_of_labeled_cases(tiny_dataset):

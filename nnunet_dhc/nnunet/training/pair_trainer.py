@@ -388,8 +388,9 @@ class PairTrainer(ReliableTrainer):
 
     def schedule(self, epoch: int) -> tuple[float, float]:
         """Lambda of an epoch and the part of its steps that draw unlabeled patches."""
-        loss_weight, rate = lambda_and_rate(self.recipe, epoch, self.num_epochs, self.num_iterations_per_epoch)
-        return loss_weight if self.has_unsupervised_patches else 0.0, rate
+        if not self.has_unsupervised_patches:
+            return 0.0, 0.0
+        return lambda_and_rate(self.recipe, epoch, self.num_epochs, self.num_iterations_per_epoch)
 
     def _choose_streams(self, step: int) -> None:
         self.dataloader_train.draw_unlabeled = draws_unlabeled(step, self.unlabeled_rate)  # the same on all ranks
