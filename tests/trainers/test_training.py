@@ -19,7 +19,7 @@ from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, p
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.host import installation
 from nnunet_dhc.nnunet.network import cotrained_pair
-from nnunet_dhc.nnunet.training import pair_trainer
+from nnunet_dhc.nnunet.training import pair_trainer, run_files
 from nnunet_dhc.nnunet.training.run_files import RunFiles, seconds_per_step, waiting_warning
 from nnunet_dhc.nnunet.training.whole_step import as_list
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset, UnlabeledDataLoader
@@ -189,9 +189,23 @@ def test_files_of_a_run(tiny_dataset, curves):
 def test_duration_of_a_step_by_what_it_draws():
     ends = [(0.0, True), (9.0, False), (10.0, False), (11.0, False), (15.0, True)]
     assert seconds_per_step(ends, 0.25) == (1.75, 1.0)
-    assert seconds_per_step(ends[:4], 0.25) == (1.0, 1.0)
-    assert seconds_per_step([(0.0, True), (4.0, True)], 1.0) == (4.0, 4.0)
+    assert seconds_per_step(ends[:4], 0.25) == (1.25, 1.0)  # of one kind alone: the other has twice or half the patches
+    assert seconds_per_step([(0.0, True), (4.0, True)], 1.0) == (4.0, 2.0)
     assert seconds_per_step([(0.0, True)], 1.0) == (0.0, 0.0)
+
+
+def test_the_duration_of_a_run_counts_a_validation_step_as_the_forward_pass_of_a_labeled_one(tmp_path, monkeypatch):
+    printed: list[str] = []
+    trainer = SimpleNamespace(
+        device=torch.device("cpu"), print_to_log_file=printed.append, current_epoch=0, num_epochs=3600,
+        num_iterations_per_epoch=3, num_val_iterations_per_epoch=2, schedule=lambda epoch: (0.0, 0.0),
+    )
+    files = RunFiles(str(tmp_path))
+    now = iter((0.0, 3.0, 6.0))
+    monkeypatch.setattr(run_files, "time", lambda: next(now))
+    for _ in range(3):
+        files.estimate_duration(trainer, has_unlabeled=False)
+    assert "about 11.0 h, on average 3.00 s a step" in printed[0]  # an epoch: 3 x 3 s, and 2 x 1 s of validation
 
 
 def test_warns_when_gpu_waits_for_data():
