@@ -25,6 +25,8 @@ if __name__ == "__main__":
             # 2.5 brought the entry-point group torch.backends that makes the trainers findable.
             "torch>=2.5",
             "filelock",
+            "packaging",
+            "threadpoolctl",
             "tqdm",
             # For reports; all but jinja2 (which torch brings) come with nnunetv2 too.
             "jinja2",

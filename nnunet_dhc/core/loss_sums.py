@@ -172,6 +172,11 @@ def _per_class(values: Tensor, index: Tensor, buffer: Tensor) -> Tensor:
     if values.device.type == "cpu":
         bins = index + k * torch.arange(samples)[:, None]
         return torch.bincount(bins.ravel(), weights=values.double().ravel(), minlength=samples * k).view(samples, k)
+    return _scatter_per_class(values, index, buffer)
+
+
+def _scatter_per_class(values: Tensor, index: Tensor, buffer: Tensor) -> Tensor:
+    """The way of accelerators, one operation without a wait: each value at its class in `buffer` (s, k, n), summed."""
     return buffer.zero_().scatter_(1, index[:, None], values[:, None]).sum(2)
 
 

@@ -15,12 +15,12 @@ from typing import Any
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collection import Collection, Note, Row, Run, check_comparable, notes_of_trainings
 from nnunet_dhc.reporting.image_files import other_place
-from nnunet_dhc.reporting.run_files import RunRecord, case_list, json_object, read_run, training_logs
+from nnunet_dhc.reporting.run_files import RunRecord, case_list, json_object, read_run
+from nnunet_dhc.reporting.splits_file import SplitsFile
 from nnunet_dhc.reporting.structures import label_space, read_dataset_json
 from nnunet_dhc.reporting.table_cells import cases_text
 
 _IN_SPLIT_AND_LOG = {"labeled": ("train", 0), "validation": ("val", 1)}
-_REPAIR_SPLIT = "put the file back that was trained with"
 _TRAINING = re.compile(r"(?:(?P<name>[^=@]+)=)?(?P<trainer>\w+)(?:@(?P<plans>[^@=]+))?")
 
 
@@ -52,6 +52,7 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
     preprocessed = _optional_folder("nnUNet_preprocessed", name)
     raw = _optional_folder("nnUNet_raw", name)
     rows, models = [], []
+    splits = SplitsFile(preprocessed)
     for row in _selected_rows(selection):
         model = f"{row.trainer}__{row.plans}__{row.configuration}"
         found = [root / name / model for root in roots if (root / name / model).is_dir()]
@@ -67,7 +68,7 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
             row.planned = _content_hash({key: plans[key] for key in plans.keys() - {"plans_name", "nnunet_dhc"}})
         models += found
         for repeat, folder in enumerate(found):
-            row.runs += _runs(folder, repeat, selection.folds, preprocessed, unfinished)
+            row.runs += _runs(folder, repeat, selection.folds, preprocessed, splits, unfinished)
         rows.append(row)
     dataset_json = _first_dataset_json([*models, *(folder for folder in (preprocessed, raw) if folder)])
     ending = str(dataset_json["file_ending"])
@@ -194,7 +195,7 @@ def _printable(option: str, name: str) -> str:
     return name
 
 
-def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: Path | None,
+def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: Path | None, splits: SplitsFile,
           unfinished: bool) -> list[Run]:
     existing = sorted(fold for path in model.glob("fold_*") if path.is_dir() and _is_fold(
         fold := path.name.removeprefix("fold_")))
@@ -221,8 +222,8 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
         kinds = ["labeled", *(["validation"] if validated else [])]
         recorded = {kind: case_list(record.manifest, kind) for kind in kinds}
         split = None
-        if None in recorded.values() and fold.isdigit() and not _changed_since(folder, preprocessed):
-            split = _fold_of(preprocessed, int(fold))
+        if None in recorded.values() and fold.isdigit() and not splits.changed_since(folder):
+            split = splits.fold(int(fold))
         own = {kind: _own_cases(kind, recorded[kind], record, split) for kind in kinds}
         run.labeled = own["labeled"]
         if validated:
@@ -266,13 +267,6 @@ def _own_cases(
     cases = sorted(str(case) for case in split.get(key, ()))
     counted = record.counted_cases
     return cases if counted is None or counted[place] == len(cases) else None
-
-
-def _changed_since(fold_folder: Path, preprocessed: Path | None) -> bool:
-    """Whether the split file is newer than the first log of a training, and so perhaps not what it was trained on."""
-    logs = training_logs(fold_folder)
-    file = preprocessed / "splits_final.json" if preprocessed else None
-    return bool(logs and file and file.is_file() and file.stat().st_mtime > logs[0].stat().st_mtime)
 
 
 def _validation_files(folder: Path, ending: str) -> dict[str, Path]:
@@ -364,27 +358,6 @@ def _first_channel(dataset_json: dict[str, Any]) -> str:
 def _optional_folder(variable: str, name: str) -> Path | None:
     value = os.environ.get(variable)
     return Path(value) / name if value and (Path(value) / name).is_dir() else None
-
-
-def _fold_of(preprocessed: Path | None, fold: int) -> dict[str, Any] | None:
-    """A fold of splits_final.json; None without it.
-
-    Raises:
-        UserError: It is damaged, so that nobody can tell which cases stock nnU-Net was trained on.
-    """
-    path = preprocessed / "splits_final.json" if preprocessed else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}): {_REPAIR_SPLIT}") from error
-    if isinstance(content, list) and fold >= len(content):
-        return None
-    found = content[fold] if isinstance(content, list) else None
-    if not (isinstance(found, dict) and all(isinstance(found.get(key, []), list) for key in ("train", "val"))):
-        raise UserError(f"{path} is no list of folds with lists of cases: {_REPAIR_SPLIT}")
-    return found
 
 
 def _content_hash(content: dict[str, Any]) -> str:

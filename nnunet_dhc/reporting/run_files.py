@@ -112,8 +112,7 @@ def training_logs(folder: Path) -> list[Path]:
 
 def case_list(manifest: dict[str, Any], kind: str) -> list[str] | None:
     """Identifiers of a kind of case, whichever way the manifest lists them."""
-    cases = manifest.get("cases")
-    value = cases.get(kind) if isinstance(cases, dict) else None
+    value = _cases(manifest, kind).get(kind)
     if isinstance(value, dict):
         value = next((item for item in value.values() if isinstance(item, list)), None)
     return sorted(str(item) for item in value) if isinstance(value, list) else None
@@ -121,9 +120,7 @@ def case_list(manifest: dict[str, Any], kind: str) -> list[str] | None:
 
 def case_count(manifest: dict[str, Any], kind: str) -> int | None:
     """Number of cases of a kind."""
-    cases = manifest.get("cases")
-    if not isinstance(cases, dict):
-        return None
+    cases = _cases(manifest, kind)
     listed = case_list(manifest, kind)
     if listed is not None:
         return len(listed)
@@ -134,6 +131,14 @@ def case_count(manifest: dict[str, Any], kind: str) -> int | None:
         if isinstance(candidate, int):
             return candidate
     return None
+
+
+def _cases(manifest: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Where a kind of case is listed: what an earlier start of the run was trained on stays in its weights."""
+    of_all_starts, of_last_start = manifest.get("cases_of_all_starts"), manifest.get("cases")
+    if kind != "validation" and isinstance(of_all_starts, dict) and kind in of_all_starts:
+        return of_all_starts
+    return of_last_start if isinstance(of_last_start, dict) else {}
 
 
 def _read_training_logs(folder: Path, record: RunRecord) -> list[dict[str, Any]]:

@@ -51,3 +51,10 @@ def test_losses_are_means_over_finite_steps():
         statistics.add(np.full(5, value), 0, None, False, finite, False)
     found = statistics.read()
     assert found["losses"]["total"] == 2 and (found["steps"], found["skipped_steps"]) == (3, 1)
+
+
+def test_skipped_steps_alone_have_no_loss_and_no_counts():
+    statistics = TrainingStatistics(2)
+    statistics.add(np.full(5, np.nan), 0, torch.tensor([[3, 1], [0, 4]]), True, False, False)
+    found = statistics.read()
+    assert np.isnan([*found["losses"].values(), *found["pseudo_label_share_a"], statistics.supervised_loss]).all()

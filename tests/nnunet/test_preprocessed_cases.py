@@ -78,20 +78,22 @@ def test_a_file_of_the_same_size_and_another_time_is_read_again(folder, reads, n
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"0123abcd": [6, 5, 4, 1]}'])
-def test_a_broken_cache_is_made_again(folder, content, tmp_path):
-    (tmp_path / "labeled_cases.json").write_text(content)
-    assert preprocessed_cases(folder, ["x"], tmp_path) == {"x": X}
-    assert "x" in json.loads((tmp_path / "labeled_cases.json").read_text())
+def test_a_broken_cache_is_made_again(folder, content):
+    cache = folder.with_name(f"{folder.name}_unlabeled") / "labeled_cases.json"
+    cache.parent.mkdir()
+    cache.write_text(content)
+    assert preprocessed_cases(folder, ["x"]) == {"x": X}
+    assert "x" in json.loads(cache.read_text())
 
 
-def test_a_place_that_can_not_be_written_to_is_no_error(folder, tmp_path):
-    (tmp_path / "file").touch()
-    assert preprocessed_cases(folder, ["x"], tmp_path / "file") == {"x": X}
+def test_a_place_that_can_not_be_written_to_is_no_error(folder):
+    folder.with_name(f"{folder.name}_unlabeled").touch()
+    assert preprocessed_cases(folder, ["x"]) == {"x": X}
 
 
-def test_processes_read_the_same(folder, tmp_path, monkeypatch):
+def test_processes_read_the_same(folder, monkeypatch):
     monkeypatch.setattr(remembered_cases, "sensible_processes", lambda *_: 2)
-    assert preprocessed_cases(folder, ["x", "y"], show_progress=False, num_processes=2) == {"x": X, "y": Y}
+    assert preprocessed_cases(folder, ["x", "y"], num_processes=2) == {"x": X, "y": Y}
 
 
 def test_npz_folders_work_too(tmp_path):

@@ -15,6 +15,7 @@ from typing import ClassVar
 import blosc2
 import numpy as np
 import pytest
+import torch
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.host import file_locks
@@ -210,6 +211,17 @@ def test_damage_is_found_where_the_system_has_no_sigkill(cases, tmp_path, monkey
     (tmp_path / "b_seg.b2nd").unlink()
     monkeypatch.delattr(signal, "SIGKILL")
     assert "b_seg.b2nd" in str(explain_loading_failure(RuntimeError("x"), [], [cases], "preprocess", "train --c"))
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("MPS backend out of memory"),
+    RuntimeError("FIND was unable to find an engine to execute this computation"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+])
+def test_no_file_is_blamed_for_what_comes_from_the_device(cases, tmp_path, error):
+    (tmp_path / "b_seg.b2nd").unlink()
+    assert explain_loading_failure(error, [], [cases], "preprocess", "train --c") is error
 
 
 def test_unknown_errors_stay_what_they_are(cases):

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,19 @@ def _modules(path: Path, at_import_time: bool = False):
         yield from names
 
 
+def _declared() -> list[str]:
+    """What setup.py requires, by name."""
+    tree = ast.parse((PACKAGE.parent / "setup.py").read_text(encoding="utf-8"))
+    listed = next(node.value for node in ast.walk(tree) if isinstance(node, ast.keyword)
+                  and node.arg == "install_requires")
+    return [_distribution(requirement) for requirement in ast.literal_eval(listed)]
+
+
+def _distribution(requirement: str) -> str:
+    """The name in a requirement, however it is spelled."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
 def _layer(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0]
 
@@ -103,6 +118,19 @@ def test_what_runs_inside_import_torch_is_standard_library(path):
                          ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_command_line_and_reports_import_heavy_packages_lazily(path):
     assert not HEAVY & {package for package, _ in _imports(path, at_import_time=True)}
+
+
+def test_what_is_imported_is_declared():
+    """By this package, or by one that it declares: what others bring by chance may be gone with their next version."""
+    declared = _declared()
+    brought = [line for name in declared for line in metadata.requires(name) or [] if "extra ==" not in line]
+    allowed = {*declared, *map(_distribution, brought)}
+    distributions = metadata.packages_distributions()
+    for path in FILES:
+        for package, _ in _imports(path):
+            if package != "nnunet_dhc" and package not in sys.stdlib_module_names:
+                names = {_distribution(name) for name in distributions[package]}
+                assert names & allowed, f"{path.relative_to(PACKAGE)} imports {package}"
 
 
 @pytest.mark.parametrize(("statement", "forbidden"), [

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
@@ -111,8 +112,29 @@ def test_other_cases_are_refused_or_left_out(tree):
     assert not any("patient_01" in note.anonymous for note in found.notes)
 
 
+def test_the_split_file_is_read_once_for_all_folds_and_repeats(tree, tmp_path, monkeypatch):
+    tree.add_stock().add_stock(results=tmp_path / "seed2")
+    read, stock = [], Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, *args, **options: read.append(path.name) or stock(
+        path, *args, **options))
+    found = collect_trainings(Selection("901", ["nnUNetTrainer"], results_roots=(tree.results, tmp_path / "seed2")))
+    assert [run.labeled for run in found.rows[0].runs] == [tree.labeled] * 4
+    assert read.count("splits_final.json") == 1
+
+
 def test_other_labeled_cases_are_refused(tree):
     tree.add_stock().add_pair("nnUNetTrainerDHC", labeled=[*tree.labeled[:2], "another"])
+    with pytest.raises(UserError, match="trained on other labeled cases"):
+        collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"]))
+
+
+def test_labeled_cases_of_an_earlier_start_are_labeled_cases_too(tree):
+    tree.add_stock().add_pair("nnUNetTrainerDHC")
+    for fold in range(2):
+        record = tree.model("nnUNetTrainerDHC") / f"fold_{fold}" / "dhc_run.json"
+        content = json.loads(record.read_text())
+        of_all_starts = {**content["cases"], "labeled": [*tree.labeled, "another"]}
+        write_json(record, {**content, "cases_of_all_starts": of_all_starts})
     with pytest.raises(UserError, match="trained on other labeled cases"):
         collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"]))
 

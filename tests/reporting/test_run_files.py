@@ -90,6 +90,18 @@ def test_cases_however_they_are_listed():
     assert case_count({}, "unlabeled") is None
 
 
+def test_what_an_earlier_start_was_trained_on_stays_in_the_weights(tmp_path):
+    """Ten labels, then continued with two of them: no model of two labels."""
+    last = {"labeled": ["a", "b"], "unlabeled": ["u"], "validation": ["y"]}
+    of_all = {"labeled": [*"abcdefghij"], "unlabeled": ["u", "v"], "validation": ["y", "z"]}
+    manifest = {"cases": last, "cases_of_all_starts": of_all}
+    assert case_list(manifest, "labeled") == of_all["labeled"]
+    assert case_list(manifest, "validation") == ["y"]
+    write_json(tmp_path / "dhc_run.json", manifest)
+    facts = read_run(tmp_path).facts()
+    assert (facts["labeled_cases"], facts["unlabeled_cases"]) == (10, 2)
+
+
 def test_a_number_in_scientific_notation(tmp_path):
     """NumPy prints 0.0001 so, which a rare structure has early on."""
     (tmp_path / "training_log_2026_1_1_00_00_00.txt").write_text(

@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from shortcuts import predict_without_mirroring
 from tiny_data import make_scan, write_image
 from tiny_training import FOLD, assert_same, differs, log_lines, make_trainer, parameters
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.host import installation
 from nnunet_dhc.nnunet.network import cotrained_pair
-from nnunet_dhc.nnunet.training import pair_trainer
+from nnunet_dhc.nnunet.training import pair_trainer, run_files
 from nnunet_dhc.nnunet.training.run_files import RunFiles, seconds_per_step, waiting_warning
 from nnunet_dhc.nnunet.training.whole_step import as_list
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset, UnlabeledDataLoader
+from nnunet_dhc.reporting.run_files import read_run
+from nnunet_dhc.reporting.training_curves import training_curves
 
 FULL_RAMP = {"ramp_length": 0.0, "lambda_max": 1.0}
 
@@ -67,6 +70,31 @@ def test_labels_of_unlabeled_cases_are_never_read(tiny_dataset):
     assert torch.equal(weights[1], after.objective.weighting_b.weights)
 
 
+def test_a_split_that_is_edited_after_the_start_changes_neither_training_nor_validation(
+    tiny_dataset, monkeypatch, no_process_pools
+):
+    """What was checked for leaks and stands in the record is what is trained on, however long preprocessing takes."""
+    predict_without_mirroring(monkeypatch)
+    stock = pair_trainer.prepare_training_data
+
+    def prepare_while_somebody_edits(*arguments):
+        data = stock(*arguments)
+        tiny_dataset.write_split([{"train": ["case_2", "case_5"], "val": ["case_3"]}])
+        return data
+
+    monkeypatch.setattr(pair_trainer, "prepare_training_data", prepare_while_somebody_edits)
+    seen = []
+    trainer = make_trainer(tiny_dataset, num_epochs=1)
+    step = trainer.train_step
+    trainer.train_step = lambda batch: seen.extend(batch["keys"]) or step(batch)
+    trainer.run_training()
+    assert seen and set(seen) <= set(FOLD["train"])
+    trainer.perform_actual_validation()
+    validation = Path(trainer.output_folder, "validation")
+    assert [path.name for path in validation.glob("*.nii.gz")] == ["case_2.nii.gz"]
+    assert read_run(Path(trainer.output_folder)).counted_cases == (2, 1)
+
+
 def test_labels_of_labeled_cases_are_read(tiny_dataset):
     """The scrambling of the test above does change a training where the labels count."""
     before = parameters(train(tiny_dataset))
@@ -88,7 +116,9 @@ def test_control_opens_no_unlabeled_case(tiny_dataset):
         path.write_bytes(b"not an image")
     trainer = train(tiny_dataset, "nnUNetTrainerPairSupervised")
     assert trainer.data.pool is None
-    assert log_lines(trainer)[-1]["losses"]["unsupervised_a"] == 0
+    line = log_lines(trainer)[-1]
+    assert line["losses"]["unsupervised_a"] == line["steps_with_unlabeled"] == 0
+    assert line["lambda"] == line["unlabeled_rate"] == 0
 
 
 def test_pair_mixed_hides_the_labels_of_labeled_cases(tiny_dataset):
@@ -159,9 +189,23 @@ def test_files_of_a_run(tiny_dataset, curves):
 def test_duration_of_a_step_by_what_it_draws():
     ends = [(0.0, True), (9.0, False), (10.0, False), (11.0, False), (15.0, True)]
     assert seconds_per_step(ends, 0.25) == (1.75, 1.0)
-    assert seconds_per_step(ends[:4], 0.25) == (1.0, 1.0)
-    assert seconds_per_step([(0.0, True), (4.0, True)], 1.0) == (4.0, 4.0)
+    assert seconds_per_step(ends[:4], 0.25) == (1.25, 1.0)  # of one kind alone: the other has twice or half the patches
+    assert seconds_per_step([(0.0, True), (4.0, True)], 1.0) == (4.0, 2.0)
     assert seconds_per_step([(0.0, True)], 1.0) == (0.0, 0.0)
+
+
+def test_the_duration_of_a_run_counts_a_validation_step_as_the_forward_pass_of_a_labeled_one(tmp_path, monkeypatch):
+    printed: list[str] = []
+    trainer = SimpleNamespace(
+        device=torch.device("cpu"), print_to_log_file=printed.append, current_epoch=0, num_epochs=3600,
+        num_iterations_per_epoch=3, num_val_iterations_per_epoch=2, schedule=lambda epoch: (0.0, 0.0),
+    )
+    files = RunFiles(str(tmp_path))
+    now = iter((0.0, 3.0, 6.0))
+    monkeypatch.setattr(run_files, "time", lambda: next(now))
+    for _ in range(3):
+        files.estimate_duration(trainer, has_unlabeled=False)
+    assert "about 11.0 h, on average 3.00 s a step" in printed[0]  # an epoch: 3 x 3 s, and 2 x 1 s of validation
 
 
 def test_warns_when_gpu_waits_for_data():
@@ -318,6 +362,27 @@ def test_non_finite_step_is_skipped_whole_and_counted(tiny_dataset):
     assert trainer.statistics.read()["skipped_steps"] == 1
 
 
+@pytest.mark.parametrize("what", ["images", "gradient"])
+def test_a_skipped_step_moves_no_average_and_counts_no_class(tiny_dataset, what):
+    trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=3, unlabeled_schedule="always",
+                           teacher="mean", teacher_momentum=0.9)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    average = {name: value.clone() for name, value in trainer.averaged_pair.state_dict().items()}
+    shares = trainer.statistics.read()["pseudo_label_share_a"]
+    batch = next(trainer.dataloader_train)
+    if what == "images":
+        batch["data"][:, 0, 0, 0, 0] = batch["unlabeled"][:, 0, 0, 0, 0] = float("nan")
+    else:
+        next(trainer.pair.sub_network_b.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    trainer.train_step(batch)
+    assert trainer.statistics.read()["skipped_steps"] == 1
+    assert_same(average, trainer.averaged_pair.state_dict())
+    assert trainer.statistics.read()["pseudo_label_share_a"] == shares
+
+
 def test_many_non_finite_steps_end_the_run_with_the_last_checkpoint(tiny_dataset):
     trainer = make_trainer(tiny_dataset, num_epochs=3, num_iterations_per_epoch=4, max_non_finite_steps=3)
     poison(trainer, from_step=5, num_steps=100)
@@ -326,6 +391,21 @@ def test_many_non_finite_steps_end_the_run_with_the_last_checkpoint(tiny_dataset
     checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_latest.pth", weights_only=False)
     assert checkpoint["current_epoch"] == 1
     assert all(torch.isfinite(value).all() for value in checkpoint["network_weights"].values())
+
+
+def test_an_epoch_of_skipped_steps_alone_has_no_loss(tiny_dataset, curves):
+    """nnU-Net's curves and ours are drawn all the same, alone and beside another epoch."""
+    for poisoned_epoch in (0, 1):
+        trainer = make_trainer(tiny_dataset)
+        poison(trainer, from_step=2 * poisoned_epoch, num_steps=2)
+        trainer.run_training()
+        losses = [line["losses"]["supervised_a"] for line in log_lines(trainer)]
+        assert losses[poisoned_epoch] is None and losses[1 - poisoned_epoch] > 0
+        assert np.isnan(trainer.logger.get_value("train_losses", poisoned_epoch))
+        for name in ("progress.png", "dhc_progress.png"):
+            assert (Path(trainer.output_folder) / name).read_bytes().startswith(b"\x89PNG")
+        curve = training_curves(read_run(Path(trainer.output_folder)), "x", "0", 0)
+        assert curve["epochs"] == [0, 1]
 
 
 def test_a_good_step_in_between_starts_the_count_anew(tiny_dataset):

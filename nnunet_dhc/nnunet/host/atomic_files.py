@@ -91,12 +91,9 @@ def replace_json(path: str | os.PathLike, content: Any) -> None:
     replace_file(path, json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
 
 
-def remove_temporary_files(folder: str | os.PathLike) -> int:
+def remove_temporary_files(folder: str | os.PathLike) -> None:
     """Remove what killed runs left in ``folder``; call it only where nobody else can be writing."""
-    removed = 0
     with os.scandir(folder) as entries:
         leftovers = [entry.path for entry in entries if entry.name.startswith(TEMPORARY_PREFIX)]
     for path in leftovers:
         Path(path).unlink(missing_ok=True)
-        removed += 1
-    return removed

@@ -65,9 +65,7 @@ class Adjustment:
         return bool((self.offsets != 0).any()) and foreground_mean(self.cross_fitted) > foreground_mean(self.before)
 
 
-def adjust_model(
-    model: ModelFolder, fold: int | str, checkpoint_name: str, device: torch.device, show_progress: bool = True
-) -> Adjustment:
+def adjust_model(model: ModelFolder, fold: int | str, checkpoint_name: str, device: torch.device) -> Adjustment:
     """Choose offsets for a fold and write ``checkpoint_adjusted.pth`` beside its checkpoint.
 
     Offsets that don't help are left out of it. They help if the mean Dice of the validation cases rises with offsets
@@ -83,7 +81,7 @@ def adjust_model(
     predictor = trained_predictor(model.path, (fold,), checkpoint_name, device)
     biases = _output_biases(predictor.network)
     reduced = []
-    for identifier in tqdm(cases.identifiers, desc=f"Fold {fold}: validation cases", disable=not show_progress):
+    for identifier in tqdm(cases.identifiers, desc=f"Fold {fold}: validation cases"):
         case = cases.load(identifier)
         logits = predictor.predict_sliding_window_return_logits(case.image).cpu()
         reduced.append(_reduce(logits, case.reference.long(), cases.label_manager))

@@ -66,7 +66,7 @@ class SubNetworkDice:
         known = all(case in cases[name] for name in NETWORKS for case in validation.identifiers)
         return cases if known else None
 
-    def measure(self, device: torch.device, show_progress: bool = True) -> dict[str, dict[str, CaseDice]]:
+    def measure(self, device: torch.device) -> dict[str, dict[str, CaseDice]]:
         """Predict what is not remembered yet; a stopped run goes on where it stopped.
 
         Raises:
@@ -78,7 +78,7 @@ class SubNetworkDice:
         todo = [(name, case) for name in NETWORKS for case in validation.identifiers if case not in cases[name]]
         if todo:
             predictors = _predictors(self.model, self.fold, self.checkpoint_name, device)
-            for name, case in tqdm(todo, desc=f"Fold {self.fold}: A and B alone", disable=not show_progress):
+            for name, case in tqdm(todo, desc=f"Fold {self.fold}: A and B alone"):
                 cases[name][case] = _dice(validation, predictors[name], case)
                 replace_json(self.cache, content)
         return cases

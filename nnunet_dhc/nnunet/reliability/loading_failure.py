@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder, Damage, find_damage
+from nnunet_dhc.nnunet.reliability.device_errors import is_device_lost, is_out_of_memory
 
 _SHARED_MEMORY = "/dev/shm"
 
@@ -56,6 +57,8 @@ def explain_loading_failure(
         preprocess: nnU-Net's command that makes labeled cases again.
         resume: The command that continues the training.
     """
+    if is_out_of_memory(error) or is_device_lost(error):
+        return error  # no file is to blame, and reading all of them takes minutes
     signals = sorted({-worker.exitcode for worker in workers if _was_killed(worker)})
     if getattr(signal, "SIGKILL", None) not in signals:  # Windows has none
         damage = find_damage(folders)

@@ -125,7 +125,7 @@ class ReliableTrainer(nnUNetTrainer):
                 was_sent_to_all = isinstance(error, Stopped) and error.number == number and not watch.has_raised
                 if number is not None and not was_sent_to_all:
                     raise UserError(explain(number)) from error
-                if isinstance(error, (Stopped, torch.OutOfMemoryError)):
+                if isinstance(error, Stopped):
                     raise
                 known = self._explain_loading(error, ())
                 if known is error:

@@ -42,18 +42,16 @@ class PreprocessedCase:
 def preprocessed_cases(
     folder: str | Path,
     identifiers: Iterable[str],
-    cache_folder: str | Path | None = None,
-    show_progress: bool = True,
     num_processes: int = default_num_processes,
     preprocessing: str | None = None,
 ) -> dict[str, PreprocessedCase]:
     """Read the labels of preprocessed cases, those that are new or changed since the last time.
 
+    They are remembered in the folder of the unlabeled cases beside it.
+
     Args:
         folder: nnU-Net's folder of preprocessed cases; nothing is written there.
         identifiers: Labeled and validation cases.
-        cache_folder: Where it is remembered; default the folder of the unlabeled cases beside it.
-        show_progress: Show a progress bar if it takes longer than a few seconds.
         num_processes: Processes that read.
         preprocessing: `preprocessing_hash` of the plans, remembered with what is read now.
 
@@ -61,10 +59,10 @@ def preprocessed_cases(
         UserError: A case is missing or can't be read.
     """
     folder = Path(folder)
-    cache = Path(cache_folder or f"{folder}_unlabeled") / CACHE_FILE
+    cache = Path(f"{folder}_unlabeled") / CACHE_FILE
     sources = _sources(folder, sorted(set(identifiers)))
     job = (str(folder), preprocessing)
-    found = found_out(sources, _read, job, cache, num_processes, "Reading preprocessed labels", show_progress)
+    found = found_out(sources, _read, job, cache, num_processes, "Reading preprocessed labels")
     return {case: _from_json(content) for case, content in found.items()}
 
 

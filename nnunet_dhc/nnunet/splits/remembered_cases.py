@@ -32,7 +32,6 @@ def found_out(
     cache: Path,
     num_processes: int,
     title: str,
-    show_progress: bool = True,
 ) -> dict[str, Mapping[str, Any]]:
     """What ``function(job, case)`` returns for each case, which is remembered in a JSON file.
 
@@ -43,7 +42,6 @@ def found_out(
         cache: The JSON file; where it can't be written, everything is found out again next time.
         num_processes: Processes that work on the cases.
         title: Of the progress bar, which shows when it takes longer than a few seconds.
-        show_progress: Show it at all.
     """
     from tqdm import tqdm
 
@@ -54,7 +52,7 @@ def found_out(
         processes = sensible_processes(len(todo), num_bytes, num_processes)
         try:
             with closing(run_over_cases(job, [(function, case) for case in todo], processes)) as results:
-                for case, found in tqdm(results, title, len(todo), unit="case", disable=not show_progress, delay=3):
+                for case, found in tqdm(results, title, len(todo), unit="case", delay=3):
                     remembered[case] = {**found, "source": sources[case]}
         finally:  # a case that can't be read costs nothing of the others
             with suppress(OSError):  # a read-only place

@@ -36,7 +36,7 @@ class TrainingStatistics:
     def add(
         self, losses: np.ndarray, empty: float, counts: Tensor | None, has_unlabeled: bool, finite: bool, overflow: bool
     ) -> None:
-        """One step: its losses in the order of ``LOSS_TERMS``, and what was counted for the weights, (2, k)."""
+        """One step: its losses in the order of ``LOSS_TERMS``, and the ``counts`` of its ``StepOutcome``, (2, k)."""
         self.steps += 1
         self.unlabeled_steps += has_unlabeled
         self.non_finite_steps += not finite
@@ -45,7 +45,7 @@ class TrainingStatistics:
         if finite:
             self.finite_steps += 1
             self._losses += losses
-        if counts is not None:
+        if counts is not None and finite:  # pseudo labels made of NaN say nothing of a class
             self._counts = counts if self._counts is None else self._counts + counts
 
     def add_overlaps(self, overlaps: Tensor) -> None:
@@ -68,8 +68,9 @@ class TrainingStatistics:
 
     @property
     def losses(self) -> dict[str, float]:
-        """Means of the steps that were finite, by term."""
-        return dict(zip(LOSS_TERMS, (self._losses / max(self.finite_steps, 1)).tolist(), strict=True))
+        """Means of the steps that were finite, by term; NaN without any, since 0 would look perfect."""
+        means = self._losses / self.finite_steps if self.finite_steps else np.full(len(LOSS_TERMS), np.nan)
+        return dict(zip(LOSS_TERMS, means.tolist(), strict=True))
 
     @property
     def supervised_loss(self) -> float:

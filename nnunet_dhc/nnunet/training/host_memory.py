@@ -11,17 +11,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _OTHER_CHOICES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next step instead of giving it back to the system; whether it does.
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step instead of giving it back to the system.
 
     By default glibc returns every tensor of more than 32 MB at once, and the system clears each page again when the
     next tensor needs it: up to a third of a training step on the CPU. The price is that the process stays as large as
     it once was. Does nothing with another C library or where the environment has chosen an allocator or its settings.
     """
     if sys.platform != "linux" or any(name.startswith(_OTHER_CHOICES) for name in os.environ):
-        return False
+        return
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
-        return False
+        return
     never, none = -1, 0
-    return bool(library.mallopt(_M_TRIM_THRESHOLD, never)) and bool(library.mallopt(_M_MMAP_MAX, none))
+    library.mallopt(_M_TRIM_THRESHOLD, never)
+    library.mallopt(_M_MMAP_MAX, none)

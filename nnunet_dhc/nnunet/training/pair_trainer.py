@@ -185,10 +185,22 @@ class PairTrainer(ReliableTrainer):
     # ---- data ----
 
     def do_split(self):
+        if self.fold == "all":
+            return super().do_split()
+        if self.data is not None:  # the file may say something else by now, which nobody has checked or recorded
+            return self._split_of_start()
         self._ensure_split()
-        if self.fold != "all":
-            self._fold_cases()
+        self._fold_cases()
         return super().do_split()
+
+    def _split_of_start(self) -> tuple[list[str], list[str]]:
+        labeled, validation = list(self.data.cases.labeled), list(self.data.cases.validation)
+        self.print_to_log_file(f"Desired fold for training: {self.fold}")
+        # in nnU-Net's words, from which reports read the counts
+        self.print_to_log_file(f"This split has {len(labeled)} training and {len(validation)} validation cases.")
+        if set(labeled) & set(validation):
+            self.print_to_log_file("WARNING: Some validation cases are also in the training set.")
+        return labeled, validation
 
     def _ensure_split(self) -> None:
         note = None
@@ -239,7 +251,9 @@ class PairTrainer(ReliableTrainer):
             )
         with torchrun.rank_zero_first(self):
             self._ensure_split()
-            self.data = prepare_training_data(self, self._fold_cases(), self.uses_unlabeled)
+            cases = self._fold_cases()
+        with torchrun.rank_zero_first(self):  # apart, so that no rank reads the split hours after another one
+            self.data = prepare_training_data(self, cases, self.uses_unlabeled)
         super().on_train_start()
         self._start_weightings()
         self._start_averaging()
@@ -326,8 +340,8 @@ class PairTrainer(ReliableTrainer):
 
     def _refuse_trained_validation_cases(self) -> None:
         if self.fold != "all":  # there every case is a validation case, too
-            validation = self._fold_cases().validation
-            refuse_trained_validation_cases(validation, self.files.record, self._resume_command)
+            cases = self._fold_cases() if self.data is None else self.data.cases
+            refuse_trained_validation_cases(cases.validation, self.files.record, self._resume_command)
 
     def run_training(self):
         is_final = os.path.isfile(self.files.path("checkpoint_final.pth"))  # not where num_epochs was lowered since
@@ -380,8 +394,9 @@ class PairTrainer(ReliableTrainer):
 
     def schedule(self, epoch: int) -> tuple[float, float]:
         """Lambda of an epoch and the part of its steps that draw unlabeled patches."""
-        loss_weight, rate = lambda_and_rate(self.recipe, epoch, self.num_epochs, self.num_iterations_per_epoch)
-        return loss_weight if self.has_unsupervised_patches else 0.0, rate
+        if not self.has_unsupervised_patches:
+            return 0.0, 0.0
+        return lambda_and_rate(self.recipe, epoch, self.num_epochs, self.num_iterations_per_epoch)
 
     def _choose_streams(self, step: int) -> None:
         self.dataloader_train.draw_unlabeled = draws_unlabeled(step, self.unlabeled_rate)  # the same on all ranks
@@ -414,8 +429,9 @@ class PairTrainer(ReliableTrainer):
             self.grad_scaler.update()
         elif steps:
             self.optimizer.step()
+        # class weights go back only with a loss that is not finite: behind a finite one their counts are sound
         overflowed = self.grad_scaler is not None and loss_is_finite and not steps
-        if self.averaged_pair is not None:
+        if self.averaged_pair is not None and steps:
             self.averaged_pair.update(self.pair)
         self.timer.mark("backward")
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 
 _STEPS_MEASURED = 10
+_FORWARD_PART = 1 / 3  # of a step: a backward pass costs about two forward passes
+_UNLABELED_STEP = 2  # times a step on labeled patches: as many unlabeled ones beside them
 _LONG_WAIT = 0.25  # of an epoch
 
 
@@ -119,7 +121,8 @@ class RunFiles:
         rates = [trainer.schedule(epoch)[1] for epoch in range(trainer.current_epoch, trainer.num_epochs)]
         per_step, of_labeled = seconds_per_step(self._first_steps, sum(rates) / max(len(rates), 1))
         of_training = per_step * trainer.num_iterations_per_epoch
-        of_validation = of_labeled / 6 * trainer.num_val_iterations_per_epoch
+        # a validation step is the forward pass of both networks on as many patches as a step on labeled ones has
+        of_validation = of_labeled * _FORWARD_PART * trainer.num_val_iterations_per_epoch
         hours = len(rates) * (of_training + of_validation) / 3600
         checkpoint = self.path("checkpoint_latest.pth")
         disk = 2 * os.path.getsize(checkpoint) / 1e9 if os.path.isfile(checkpoint) else 0.0
@@ -222,15 +225,14 @@ def seconds_per_step(ends: Sequence[tuple[float, bool]], unlabeled_rate: float) 
         unlabeled_rate: Part of all steps that will have unlabeled patches, in [0, 1].
 
     Returns:
-        Both alike where steps of one kind alone were seen; 0 for fewer than two steps.
+        By the number of patches where steps of one kind alone were seen; 0 for fewer than two steps.
     """
     durations: dict[bool, list[float]] = {False: [], True: []}
     for (before, _), (end, has_unlabeled) in pairwise(ends):
         durations[has_unlabeled].append(end - before)
-    seen = durations[False] + durations[True]
-    if not seen:
-        return 0.0, 0.0
-    of_labeled, with_unlabeled = (median(durations[kind] or seen) for kind in (False, True))
+    of_labeled, with_unlabeled = (median(durations[kind] or [0.0]) for kind in (False, True))
+    of_labeled = of_labeled or with_unlabeled / _UNLABELED_STEP
+    with_unlabeled = with_unlabeled or of_labeled * _UNLABELED_STEP
     return (1 - unlabeled_rate) * of_labeled + unlabeled_rate * with_unlabeled, of_labeled
 
 
