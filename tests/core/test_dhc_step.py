@@ -85,3 +85,12 @@ def test_the_mean_as_teacher() -> None:
     terms = objective.terms([a], [b], [TARGET], *pseudo, ones, ones)
     torch.testing.assert_close(terms.unsupervised_a, cross_entropy_alone(LABELS, a, target_a, None)[0])
     torch.testing.assert_close(terms.unsupervised_b, cross_entropy_alone(LABELS, b, target_a, None)[0])
+
+
+def test_the_mean_as_teacher_is_as_sure_as_networks_that_agree() -> None:
+    composition = LossComposition(teacher_is_mean=True, confidence_threshold=0.6)
+    objective = CoTrainingObjective(LABELS, Unweighted(4), Unweighted(4), composition)
+    pseudo, _ = objective.pseudo_labels(A_LABELED, A_LABELED)
+    target, _ = objective.peer_targets(pseudo, pseudo, A_LABELED, A_LABELED)
+    # the largest probabilities: 0.71, 0.48, 0.87, 0.42, 0.35, 0.61; 4 is ignored
+    assert target.flatten().tolist() == [0, 4, 2, 4, 4, 0]

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nnunet_dhc.core.loss_sums as loss_sums
 from nnunet_dhc.core.label_spaces import ClassLabels, LabelSpace, RegionLabels
+from nnunet_dhc.core.loss_sums import Reading, softmax_sums_of
 from nnunet_dhc.core.weighted_losses import weighted_soft_dice_loss
 
 SIX_VOXELS = ((2, 0, 0, 0), (0, 1, 0, 0), (0, 0, 3, 0), (1, 1, 0, 0), (0, 0, 0, 0.5), (2, 0, 0, 1))
@@ -72,8 +73,8 @@ def test_vanishing_weights_still_give_a_mean() -> None:
 def test_everything_ignored() -> None:
     logits = logits_of(SIX_VOXELS).requires_grad_()
     labels = ClassLabels(4, ignore_label=4)
-    for weights in (None, torch.ones(4)):
-        cross_entropy, dice, hits = cross_entropy_and_dice(labels, logits, labels_of([4] * 6), weights, 1e-5, True)
+    for weights, smooth in ((None, 1e-5), (torch.ones(4), 1e-5), (torch.ones(4), 0.0)):
+        cross_entropy, dice, hits = cross_entropy_and_dice(labels, logits, labels_of([4] * 6), weights, smooth, True)
         assert cross_entropy == 0 and hits == 0 and dice.isfinite()
         assert torch.equal(torch.autograd.grad(cross_entropy + dice, logits)[0], torch.zeros_like(logits))
 
@@ -163,6 +164,22 @@ def test_values_and_gradients_are_those_of_the_equations(
         torch.autograd.grad(alone, logits)[0],
         torch.autograd.grad(cross_entropy_and_dice(labels, logits, target, weights, 0.5, pooled)[0], logits)[0],
     )
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 4 * 50])
+def test_targets_of_the_same_samples_have_the_sums_of_each_alone(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labeled patches may have a Dice term against the reference and one against a pseudo label."""
+    monkeypatch.setattr(loss_sums, "CPU_PIECE_ELEMENTS", piece)
+    logits, target = _random(4, torch.float64, ignore=True)
+    readings = [Reading(target, ignore_label=4), Reading(target.flip(2) % 4), Reading(target[:1] % 4, first=2)]
+    names = ("cross_entropy", "intersection", "predicted", "labeled")
+    together, alone = (
+        [getattr(sums, name) for sums in found for name in names]
+        for found in (softmax_sums_of(logits, readings), [softmax_sums_of(logits, [one])[0] for one in readings])
+    )
+    torch.testing.assert_close(together, alone)
+    gradients = (torch.autograd.grad(sum((v**2).sum() for v in values), logits)[0] for values in (together, alone))
+    torch.testing.assert_close(*gradients)
 
 
 def test_the_way_of_accelerators_gives_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:

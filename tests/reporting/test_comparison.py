@@ -21,7 +21,7 @@ from nnunet_dhc.reporting import attribution, output
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
 from nnunet_dhc.reporting.collection import Row, Run, check_comparable
 from nnunet_dhc.reporting.compare import Options, build_comparison
-from nnunet_dhc.reporting.differences import differences_from, winners
+from nnunet_dhc.reporting.differences import correct, differences_from, winners
 from nnunet_dhc.reporting.output import write_comparison
 from nnunet_dhc.reporting.protocols import PROTOCOLS, STANDARD
 from nnunet_dhc.reporting.render_markdown import render_markdown
@@ -199,6 +199,15 @@ class MadeUpScores:
         return (~np.isnan(self._values)).astype(float)
 
 
+def test_a_row_that_beats_only_some_of_the_others_is_not_bold():
+    best = [0.8 + 0.01 * case for case in range(8)]
+    close = [value + (0.02 if case % 2 else -0.03) for case, value in enumerate(best)]
+    rows = [MadeUpScores("far", [value - 0.3 for value in best]), MadeUpScores("best", best)]
+    protocol = replace(STANDARD, metrics=STANDARD.metrics[:1])
+    assert winners(rows, protocol, ["all"], [])["dice"]["overall"] == "best"
+    assert winners([*rows, MadeUpScores("close", close)], protocol, ["all"], [])["dice"]["overall"] is None
+
+
 def test_a_row_whose_distances_leave_structures_out_is_never_bold():
     metric = next(metric for metric in STANDARD.metrics if not metric.higher_is_better)
     complete = [5.0 + 0.1 * case for case in range(8)]
@@ -232,6 +241,25 @@ def test_seeds_are_averaged_within_a_case(tree, tmp_path):
     assert row["scores"]["dice"]["structures"]["1"]["n"] == 8
     assert row["scores"]["dice"]["over_repeats"]["n"] == 2
     assert row["missed"]["3"] == 4
+
+
+@pytest.mark.parametrize(("protocol", "over_repeats"), [("standard", 0.1 / 2**0.5), ("dhc", 0.05)])
+def test_spread_over_seeds_and_folds_is_that_of_means_over_structures(protocol, over_repeats):
+    """By hand, with the sample's deviation, or the population's as in the paper; one case a fold, and two seeds."""
+    of_cases = {(0, "a"): (0.8, 0.4), (0, "b"): (0.6, None), (1, "a"): (1.0, 0.0), (1, "b"): (0.2, 0.6)}
+    metrics = PROTOCOLS[protocol].metrics
+    row, scored = Row("x"), []
+    for (repeat, case), values in of_cases.items():
+        row.runs.append(Run(repeat, {"a": "0", "b": "1"}[case], {}))
+        scores = {key: {metric.key: value for metric in metrics} for key, value in zip("12", values, strict=True)}
+        scored.append((row.runs[-1], {case: scores}))
+    found = RowScores(row, scored, ["a", "b"], ["1", "2"]).summary(PROTOCOLS[protocol], ["all", "all"])
+    found = found[metrics[0].key]
+    # seeds: (0.7 + 0.4) / 2 and (0.6 + 0.3) / 2; folds: (0.9 + 0.2) / 2 and (0.4 + 0.6) / 2
+    assert found["over_repeats"] == {"mean": pytest.approx(0.5), "standard_deviation": pytest.approx(over_repeats),
+                                     "n": 2}
+    assert found["over_folds"]["mean"] == pytest.approx(0.525)
+    assert found["over_folds"]["standard_deviation"] == pytest.approx(over_repeats / 2)
 
 
 def test_rows_with_other_numbers_of_repeats_say_so(tree, tmp_path):
@@ -561,6 +589,13 @@ def test_p_values_are_corrected_for_all_rows_and_structures(comparison):
                    [entry for item in metrics for entry in item["structures"].values()]):
         p_values = [entry["p"] for entry in family]
         assert [entry["p_holm"] for entry in family] == holm(p_values) != p_values
+
+
+def test_a_difference_without_a_test_is_no_comparison():
+    family = [{"mean": 0.1, "low": 0.05, "high": 0.15, "n": 10, "p": p} for p in (0.01, None, 0.02)]
+    correct(family, STANDARD.metrics[0])
+    assert [(entry["p_holm"], entry["comparisons"]) for entry in family] == [(0.02, 2), (None, 2), (0.02, 2)]
+    assert [entry["claim"] for entry in family] == ["better", "no claim", "better"]
 
 
 def test_a_difference_that_is_not_claimed_is_never_bold():

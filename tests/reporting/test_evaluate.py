@@ -34,6 +34,15 @@ def test_scores_are_cached_by_file(tmp_path, monkeypatch):
     assert len(json.loads(cache.read_text())) == 2  # one a protocol; none of the file that was replaced
 
 
+def test_files_of_one_name_size_and_time_are_told_apart_by_their_folders(tmp_path):
+    labels, reference = label_space(dataset_json()), write_volume(tmp_path / "r.nii", boxes())
+    pairs = [(write_volume(tmp_path / f"row{shift}" / "case.nii", boxes(shift)), reference) for shift in (0, 1)]
+    for prediction, _ in pairs:
+        os.utime(prediction, ns=(0, 0))  # as of copies that keep no parts of seconds
+    first, second = score_pairs(pairs, labels, STANDARD, 1, tmp_path / "cache")
+    assert first["1"]["dice"] == 1 and second["1"]["dice"] < 1
+
+
 def test_several_processes_score_alike(tmp_path):
     from nnunet_dhc.reporting.structures import label_space
 

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from nnunet_dhc.errors import UserError
+from nnunet_dhc.reporting import metrics
 from nnunet_dhc.reporting.image_files import read_label_map
 from nnunet_dhc.reporting.metrics import score_arrays, score_files
 from nnunet_dhc.reporting.oriented_volumes import read_oriented
@@ -150,6 +151,13 @@ def test_where_the_structures_lie_does_not_matter():
         assert inside[key]["hd95_mm"] == pytest.approx(outside[key]["hd95_mm"])
         assert inside[key]["assd_mm"] == pytest.approx(outside[key]["assd_mm"])
         assert inside[key]["dice"] == outside[key]["dice"]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5])
+def test_slabs_make_no_difference(monkeypatch, rows):
+    expected = _scores(boxes(shift=1), boxes())
+    monkeypatch.setattr(metrics, "_SLAB_VOXELS", rows * 11 * 12)  # the foreground has 6 x 11 x 12 voxels
+    assert _scores(boxes(shift=1), boxes()) == expected
 
 
 def test_a_structure_in_one_slice_of_a_3d_image_stays_3d():

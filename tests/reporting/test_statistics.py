@@ -124,6 +124,23 @@ def test_a_draw_without_a_structure_is_no_mean_of_the_others():
     assert found.low < found.mean < found.high < 0.6
 
 
+def test_a_structure_that_some_draws_lack_has_the_percentiles_of_the_others():
+    values = np.array([0.1, 0.2, 0.4, 0.6, 0.9, *[np.nan] * 7])
+    draws = np.random.default_rng(0).choice(values, (20000, len(values)))
+    means = np.nanmean(draws[~np.isnan(draws).all(axis=1)], axis=1)
+    other = np.random.default_rng(1).normal(0.5, 0.001, len(values))  # so that all twelve cases are drawn
+    found = class_mean_intervals(np.stack([values, other], axis=1), [[0, 1]])[0]
+    low, high = (np.quantile(means, [0.025, 0.975]) + 0.5) / 2
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.008), pytest.approx(high, abs=0.008))
+
+
+def test_a_structure_that_no_case_has_changes_no_mean():
+    values = np.random.default_rng(1).random(8)
+    matrix = np.stack([values, np.full(8, np.nan)], axis=1)
+    with_it, without = class_mean_intervals(matrix, [[0, 1]])[0], mean_intervals([values])[0]
+    assert with_it.mean == pytest.approx(without.mean) and (with_it.low, with_it.high) == (without.low, without.high)
+
+
 def test_a_group_of_one_structure_has_the_interval_of_the_structure():
     matrix = np.random.default_rng(1).random((12, 2))
     matrix[6:, 1] = np.nan
@@ -148,6 +165,8 @@ def test_the_same_numbers_give_the_same_interval():
     (Interval(-0.1, -0.15, -0.05, 10), 0.01, False, "better"),
     (Interval(0.1, -0.01, 0.15, 10), 0.001, True, "no claim"),
     (Interval(0.1, 0.05, 0.15, 10), 0.2, True, "no claim"),
+    (Interval(0.1, 0.05, 0.15, 10), 0.05, True, "no claim"),
+    (Interval(0.1, 0.05, 0.15, 6), 0.049, True, "better"),
     (Interval(0.1, 0.05, 0.15, 5), 0.001, True, "too few cases"),
     (Interval(None, None, None, 8), None, True, "no claim"),
 ])
