@@ -21,6 +21,7 @@ from nnunet_dhc.reporting.structures import label_space, read_dataset_json
 from nnunet_dhc.reporting.table_cells import cases_text
 
 _IN_SPLIT_AND_LOG = {"labeled": ("train", 0), "validation": ("val", 1)}
+_ALL = "all"
 _TRAINING = re.compile(r"(?:(?P<name>[^=@]+)=)?(?P<trainer>\w+)(?:@(?P<plans>[^@=]+))?")
 
 
@@ -51,7 +52,7 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
     name = dataset_name(selection.dataset, roots)
     preprocessed = _optional_folder("nnUNet_preprocessed", name)
     raw = _optional_folder("nnUNet_raw", name)
-    rows, models = [], []
+    rows, models, left_out = [], [], []
     splits = SplitsFile(preprocessed)
     for row in _selected_rows(selection):
         model = f"{row.trainer}__{row.plans}__{row.configuration}"
@@ -69,6 +70,8 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
         models += found
         for repeat, folder in enumerate(found):
             row.runs += _runs(folder, repeat, selection.folds, preprocessed, splits, unfinished)
+        if any((model / f"fold_{_ALL}").is_dir() for model in found) and selection.folds is None:
+            left_out += [row.name] if _ALL not in row.folds else []
         rows.append(row)
     dataset_json = _first_dataset_json([*models, *(folder for folder in (preprocessed, raw) if folder)])
     ending = str(dataset_json["file_ending"])
@@ -80,6 +83,9 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
     if references:
         _check_predictions(collection, allow_different)
     collection.notes += notes_of_trainings(rows)
+    if left_out:
+        note = f"Fold all of {', '.join(left_out)} is left out: its validation cases were trained on."
+        collection.notes.append(Note(note, note))
     for row in rows:
         if leftovers := [case for run in row.runs for case in run.leftovers]:
             note = (f"{row.name}: {len(leftovers)} predictions in its validation folders are not of its validation "
@@ -201,6 +207,7 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
         fold := path.name.removeprefix("fold_")))
     if folds is None and not unfinished:
         existing = [fold for fold in existing if (model / f"fold_{fold}" / "validation").is_dir()]
+    existing = [fold for fold in existing if fold != _ALL] or existing  # its validation cases are training cases
     wanted = list(dict.fromkeys(existing if folds is None else folds))
     if not wanted:
         missing = "fold folder" if unfinished else "fold with a validation folder"
@@ -273,6 +280,11 @@ def _validation_files(folder: Path, ending: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: finish the training, or run nnUNetv2_train with --val.")
     if not (files := _files_with(ending, folder)):
+        if (folder / "summary.json").is_file():
+            raise UserError(
+                f"{folder} holds the scores of a validation without its label maps, as a model from a zip does: make "
+                "them with the training's command and --val, or give folders of predictions with -i."
+            )
         raise UserError(
             f"{folder} holds no {ending} file: the validation is not finished (the training's command with --c ends "
             "it), or file_ending differs."

@@ -16,6 +16,7 @@ from nnunet_dhc.reporting.compare import (
     training_of,
 )
 from nnunet_dhc.reporting.table_cells import duration
+from nnunet_dhc.wording import counted
 
 
 def build_report(collection: Collection, options: Options) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def _state(runs: list[Run], name: str, validated: bool) -> str:
         if done is None:
             parts.append(f"fold {run.fold} has no finished epoch")
             continue
-        text = f"fold {run.fold} has {done} epochs" if not planned or planned == done else \
+        text = f"fold {run.fold} has {counted(done, 'epoch')}" if not planned or planned == done else \
             f"fold {run.fold} is at epoch {done} of {planned}"
         if planned and done < planned and run.record and run.record.seconds:
             text += f", about {duration(run.record.seconds / done * (planned - done))} left"

@@ -90,6 +90,20 @@ def test_compiled_pair_follows_the_switch(graphs):
     assert len(compiled) == after_one_epoch  # a second epoch compiles nothing
 
 
+def test_compiled_pair_follows_the_votes(graphs):
+    compiled, backend = graphs
+    pair = make_pair().eval()
+    set_deep_supervision(pair, False)
+    network = torch.compile(pair, backend=backend)
+    images = torch.randn(1, 1, 8, 8, 8)
+    of_epochs = [torch.tensor([[0.5, of_a, 0.5], [0.5, 1 - of_a, 0.5]]) for of_a in (0.0, 1.0, 0.0)]
+    with torch.inference_mode():
+        logits_a, logits_b = pair.sub_network_a(images), pair.sub_network_b(images)
+        for pair.votes in (None, *of_epochs, None):
+            torch.testing.assert_close(network(images), pair.combined(logits_a, logits_b), rtol=1e-4, atol=1e-6)
+    assert len(compiled) == 2  # without votes and with some, whatever they are
+
+
 def shapes_of(compiled) -> list[torch.Size]:
     """Of what goes into the graphs; a graph for batches of any size has a symbol there."""
     return [

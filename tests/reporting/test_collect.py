@@ -241,6 +241,29 @@ def test_copies_of_a_fold_are_no_folds(tree):
     assert collect_trainings(Selection("901", ["nnUNetTrainer"])).rows[0].folds == ["0", "1"]
 
 
+def test_fold_all_counts_where_there_is_no_other_or_by_name(tree):
+    """Its validation cases are training cases; one row that has it doesn't oblige the others to train it."""
+    tree.add_stock().add_pair("nnUNetTrainerDHC")
+    model = tree.model("nnUNetTrainerDHC")
+    shutil.copytree(model / "fold_0", model / "fold_all")
+    found = collect_trainings(Selection("901", ["nnUNetTrainer", "nnUNetTrainerDHC"]))
+    assert [row.folds for row in found.rows] == [["0", "1"], ["0", "1"]]
+    assert any(note.text.startswith("Fold all of nnUNetTrainerDHC is left out") for note in found.notes)
+    assert collect_trainings(Selection("901", ["nnUNetTrainerDHC"], folds=["all"])).rows[0].folds == ["all"]
+    for fold in (0, 1):
+        remove(model / f"fold_{fold}")
+    alone = collect_trainings(Selection("901", ["nnUNetTrainerDHC"]))
+    assert alone.rows[0].folds == ["all"] and not any("left out" in note.text for note in alone.notes)
+
+
+def test_a_model_from_a_zip_has_scores_and_no_label_maps(tree):
+    tree.add_stock()
+    for path in (tree.model("nnUNetTrainer") / "fold_0" / "validation").glob("*.nii.gz"):
+        path.unlink()
+    with pytest.raises(UserError, match="scores of a validation without its label maps, as a model from a zip does"):
+        collect_trainings(Selection("901", ["nnUNetTrainer"]))
+
+
 def test_the_validation_of_an_earlier_training_in_the_folder_is_not_that_of_this_one(tree):
     """nnU-Net leaves it where it is when a training begins anew."""
     tree.add_stock()
