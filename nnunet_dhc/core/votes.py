@@ -7,15 +7,17 @@ import torch
 from torch import Tensor
 
 
-def votes_of(dice_a: Tensor, dice_b: Tensor, abstain_below: float) -> Tensor | None:
+def votes_of(dice_a: Tensor, dice_b: Tensor, abstain_below: float, before: Tensor | None = None) -> Tensor | None:
     """Part of each network in what both say of each class.
 
     A network abstains from a class that it has not learned: v_Xi = 0 where dice_Xi < abstain_below * dice_Yi, with Y
-    the other network, whose part is 1 there. Elsewhere both have 1/2, also where a Dice is NaN.
+    the other network, whose part is 1 there. Elsewhere both have 1/2. Where a Dice is NaN, all stays as before.
 
     Args:
-        dice_a, dice_b: Dice of each network on patches that it was trained on, (k,), background included.
+        dice_a, dice_b: Dice of each network on patches that it was trained on, (k,), background included; NaN for a
+            class that these patches don't have.
         abstain_below: In [0, 1]; 0 lets both vote on everything.
+        before: What was returned before.
 
     Returns:
         (2, k) float32, rows A and B, each column sums to 1; None where nobody abstains. Both vote on the background.
@@ -24,16 +26,19 @@ def votes_of(dice_a: Tensor, dice_b: Tensor, abstain_below: float) -> Tensor | N
     """
     unlearned = torch.stack((dice_a < abstain_below * dice_b, dice_b < abstain_below * dice_a))
     unlearned[:, 0] = False
-    if not unlearned.any():
-        return None
     votes = torch.full(unlearned.shape, 0.5)
     votes[unlearned] = 0.0
     votes[unlearned.flip(0)] = 1.0
-    return votes
+    if before is not None and abstain_below > 0:
+        votes = torch.where(torch.isnan(dice_a) | torch.isnan(dice_b), before.to(votes.device), votes)
+    return votes if (votes != 0.5).any() else None
 
 
 def combined_logits(logits_a: Tensor, logits_b: Tensor, votes: Tensor) -> Tensor:
     """Log-odds of each class against the background, from the networks that vote on it.
+
+    The odds of two classes against each other are those of neither network where one of them abstains from one of the
+    two: a class that one network vetoes as background can lose to another one on which that network has no say.
 
     z_i = v_Ai (a_i - a_0) + v_Bi (b_i - b_0). Where both vote on every class, its softmax is that of the mean of the
     logits. Regions, which are sigmoids, have no background to compare with: z_i = v_Ai a_i + v_Bi b_i. A constant that

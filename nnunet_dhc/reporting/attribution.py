@@ -31,6 +31,7 @@ SETTINGS_ON_LABELS = (
     "supervised_dice", "dice_smooth", "dice_pooled_over_batch", "initialization_a", "initialization_b",
     "architecture_b", "oversample_foreground", "mirror_axes", "abstain_below",
 )
+_BEFORE_THERE_WERE = {"abstain_below": 0.0}  # what a training did whose recipe doesn't have the setting yet
 _STEPS_TOLERANCE = 0.05
 _TIME_TOLERANCE = 0.15
 
@@ -186,7 +187,8 @@ def _control_of(target: _Row, rows: Sequence[_Row]) -> _Row | None:
 
 def _differing_settings(row: _Row, other: _Row) -> list[str]:
     """Settings on labels in which trainings of the same fold differ, of those that the records of both tell."""
-    recipes = [(run["recipe"], another["recipe"]) for run in row["runs"] for another in other["runs"]
+    recipes = [({**_BEFORE_THERE_WERE, **run["recipe"]}, {**_BEFORE_THERE_WERE, **another["recipe"]})
+               for run in row["runs"] for another in other["runs"]
                if run.get("fold") == another.get("fold")
                and isinstance(run.get("recipe"), dict) and isinstance(another.get("recipe"), dict)]
     return [name for name in SETTINGS_ON_LABELS

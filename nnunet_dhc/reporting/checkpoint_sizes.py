@@ -21,7 +21,8 @@ def parameter_count(checkpoint: Path) -> int | None:
         with zipfile.ZipFile(checkpoint) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             content = _Sizes(io.BytesIO(archive.read(name))).load()
-        tensors = {tensor for tensor in content["network_weights"].values() if isinstance(tensor, _Tensor)}
+        weights = content["network_weights"]  # "votes" of our pairs are no weights
+        tensors = {tensor for name, tensor in weights.items() if isinstance(tensor, _Tensor) and name != "votes"}
     except Exception:  # an unfinished, foreign or older file: the table shows a dash
         return None
     return sum(size for _, size in tensors) or None

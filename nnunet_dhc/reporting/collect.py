@@ -207,7 +207,7 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
         fold := path.name.removeprefix("fold_")))
     if folds is None and not unfinished:
         existing = [fold for fold in existing if (model / f"fold_{fold}" / "validation").is_dir()]
-    existing = [fold for fold in existing if fold != _ALL] or existing  # its validation cases are training cases
+        existing = [fold for fold in existing if fold != _ALL] or existing  # its validation cases are training cases
     wanted = list(dict.fromkeys(existing if folds is None else folds))
     if not wanted:
         missing = "fold folder" if unfinished else "fold with a validation folder"

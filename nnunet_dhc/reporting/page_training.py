@@ -146,7 +146,7 @@ def _run(curves: dict[str, Any], structures: Sequence[str], row: str) -> dict[st
                            "legend": _legend(series)})
 
     dice = [Series(label, _percent(curves.get(f"dice_{key}_foreground", [])), style)
-            for key, label, style in (("a", "A", "a"), ("b", "B", "b"), ("mean", "mean of both", "mean"))]
+            for key, label, style in (("a", "A", "a"), ("b", "B", "b"), ("mean", "both together", "mean"))]
     if not curves.get("dice_a_foreground"):
         dice = [Series("Dice", _percent(curves.get("dice_mean_foreground", [])), "a")]
     add("Dice on training-time validation patches, %", dice, floor=0.0, ceiling=100.0)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnunet_dhc.reporting.score_tables import of_scope
+from nnunet_dhc.wording import counted
 
 DASH = "–"  # noqa: RUF001
 
@@ -46,7 +47,7 @@ def cases_cell(comparison: dict[str, Any], metric: dict[str, Any], scope: str) -
 
 
 def cases_text(number_of_cases: int) -> str:
-    return "1 case" if number_of_cases == 1 else f"{number_of_cases} cases"
+    return counted(number_of_cases, "case")
 
 
 def scored_cell(comparison: dict[str, Any], row: dict[str, Any], metric: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ class nnUNetTrainerDHC(PairTrainer):
       of them around foreground 43.0 (one seed);
     - class weights that fade to an exponent of 0.5: 26.1 to 30.8 % by fading to 0 (one seed, an earlier recipe), 55.6,
       57.2, 52.4 to 60.2, 58.3, 54.8 % by 0.5 instead of 0; no weight below 0.02 of the largest before it;
-    - no say for a sub-network in classes that it hasn't learned: 54.8 to 58.8 and 54.4 to 54.5 % (a model each);
+    - no say for a sub-network in classes that it hasn't learned: 54.8 to 58.8 and 54.4 to 54.5 % (afterwards);
     - no mirroring where labels name sides: 30.8 to 46.0 % (one seed, an earlier recipe);
     - Dice with nnU-Net's smoothing, nnU-Net's initialization, pseudo labels at all resolutions, a ramp without lag,
       guarded weightings: nnU-Net's own ways or numerical safety, not measured or without an effect;

@@ -19,6 +19,16 @@ def test_a_network_abstains_from_what_it_has_learned_far_worse():
     assert votes.T.tolist() == [BOTH, A_ALONE, B_ALONE, BOTH, B_ALONE, BOTH, BOTH, BOTH]
 
 
+def test_patches_without_a_class_change_nothing_for_it():
+    before = torch.tensor([BOTH, B_ALONE, A_ALONE, BOTH]).T
+    dice_a, dice_b = torch.tensor([1.0, NAN, 0.5, NAN]), torch.tensor([1.0, NAN, 0.5, NAN])
+    assert votes_of(dice_a, dice_b, 0.25, before).T.tolist() == [BOTH, B_ALONE, BOTH, BOTH]
+    nothing = torch.full((4,), NAN)  # an epoch of skipped steps
+    assert torch.equal(votes_of(nothing, nothing, 0.25, before), before)
+    assert votes_of(nothing, nothing, 0.25) is None
+    assert votes_of(nothing, nothing, 0.0, before) is None  # abstaining was switched off since
+
+
 @pytest.mark.parametrize(("dice_b", "abstain_below"), [([1.0, 0.9, 0.8], 0.5), ([1.0, 0.9, 0.01], 0.0)])
 def test_where_nobody_abstains_there_are_no_votes(dice_b, abstain_below):
     assert votes_of(torch.tensor([1.0, 0.5, 0.9]), torch.tensor(dice_b), abstain_below) is None

@@ -106,6 +106,13 @@ def test_a_control_with_another_recipe_is_said(tree):
     assert "against the same pair without them" in _build(tree, *names)["attribution"]["sentence"]
 
 
+def test_a_control_from_before_there_was_abstaining_predicts_otherwise(tree):
+    tree.add_stock().add_pair("nnUNetTrainerDHC", recipe={"abstain_below": 0.25, "supervised_ce": 1.0})
+    tree.add_pair("nnUNetTrainerPairSupervised", recipe={"supervised_ce": 1.0})
+    said = _build(tree, "nnUNetTrainer", "nnUNetTrainerPairSupervised", "nnUNetTrainerDHC")["attribution"]["sentence"]
+    assert "recipe differs, too (in abstain_below)" in said
+
+
 def test_a_recipe_that_follows_the_labels_of_each_fold_is_compared_fold_by_fold(tree):
     follows = [{"weight_exponent_final": 0.0}, {"weight_exponent_final": 0.5}]
     names = "nnUNetTrainer", "nnUNetTrainerPairSupervised", "nnUNetTrainerDHC"

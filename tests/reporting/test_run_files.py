@@ -38,6 +38,9 @@ def test_parameters_of_a_stock_checkpoint(tmp_path):
     path = tmp_path / "checkpoint_final.pth"
     torch.save(content, path)
     assert parameter_count(path) == 122
+    content["network_weights"]["votes"] = torch.zeros(2, 14)  # of a pair: no weights
+    torch.save(content, path)
+    assert parameter_count(path) == 122
     assert read_run(tmp_path).facts()["parameters"] == 122
     path.write_bytes(path.read_bytes()[:300])
     assert parameter_count(path) is None

@@ -54,11 +54,11 @@ class TrainingStatistics:
 
     @property
     def training_dice(self) -> tuple[Tensor, Tensor]:
-        """Hard Dice of A and of B on the labeled patches so far, (k,) each, background included; NaN = in neither."""
+        """Hard Dice of A and of B on the labeled patches, (k,) each, background included; NaN = not labeled there."""
         if self._overlaps is None:
             nothing = torch.full((self._num_classes,), float("nan"))
             return nothing, nothing
-        of_a, of_b = (_dice(*overlap) for overlap in self._overlaps)
+        of_a, of_b = (_dice(*overlap).where(overlap[2].cpu() > 0, torch.nan) for overlap in self._overlaps)
         return of_a, of_b
 
     def average_losses_across_ranks(self, device: torch.device) -> None:

@@ -389,7 +389,7 @@ class PairTrainer(ReliableTrainer):
 
     def _choose_votes(self) -> None:
         """Let a sub-network abstain in validation and prediction from what it hasn't learned so far."""
-        votes = votes_of(*self.statistics.training_dice, self.recipe.abstain_below)
+        votes = votes_of(*self.statistics.training_dice, self.recipe.abstain_below, self.pair.votes)
         self.pair.votes = None if votes is None else votes.to(self.device)
 
     def schedule(self, epoch: int) -> tuple[float, float]:

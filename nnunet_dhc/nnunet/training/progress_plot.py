@@ -48,7 +48,7 @@ def _draw(lines: list[dict[str, Any]], class_names: list[str]) -> Figure:
     _plot_by_class(axes[2, 0], epochs, lines, "pseudo_label_share_b", class_names)
     axes[2, 0].set(title="class shares of B's pseudo labels", yscale="log")
     _plot_by_class(axes[2, 1], epochs, lines, "dice_mean", class_names[1:], first_color=1)
-    axes[2, 1].set(title="Dice by class (mean of A and B, validation patches)", ylim=(0, 1))
+    axes[2, 1].set(title="Dice by class (A and B together, validation patches)", ylim=(0, 1))
     handles, labels = axes[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=9)
     for axis in axes.flat:
@@ -95,7 +95,7 @@ def _plot_losses(axis: Axes, epochs: np.ndarray, lines: list[dict[str, Any]]) ->
 
 
 def _plot_dice(axis: Axes, epochs: np.ndarray, lines: list[dict[str, Any]]) -> None:
-    for key, color, label in (("dice_a", _COLOR_A, "A"), ("dice_b", _COLOR_B, "B"), ("dice_mean", _COLOR_MEAN, "mean")):
+    for key, color, label in (("dice_a", _COLOR_A, "A"), ("dice_b", _COLOR_B, "B"), ("dice_mean", _COLOR_MEAN, "both")):
         means = [np.mean([d for d in line.get(key, []) if d is not None] or [np.nan]) for line in lines]
         axis.plot(epochs, means, color=color, label=f"Dice of {label}")
     axis.plot(epochs, _series(lines, "agreement"), color=_COLOR_OTHER, linestyle="--", label="agreement of A and B")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _STEPS_MEASURED = 10
 _FORWARD_PART = 1 / 3  # of a step: a backward pass costs about two forward passes
-_UNLABELED_STEP = 2  # times a step on labeled patches: as many unlabeled ones beside them
+_UNLABELED_STEP = 2  # times a step on labeled patches: as many unlabeled ones beside them (mixed ones: 2.3)
 _LONG_WAIT = 0.25  # of an epoch
 
 
