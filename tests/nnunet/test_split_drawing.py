@@ -78,6 +78,12 @@ def test_seeds_and_folds_draw_differently():
     assert labeled_order(units, 1, 2, classes_of) == labeled_order(units, 1, 2, classes_of)
 
 
+def test_each_seed_has_folds_of_its_own():
+    units, classes_of = _dataset([frozenset("a")] * 20)
+    draws = [draw_folds(units, 4, seed, classes_of) for seed in (0, 1, 2, 0)]
+    assert len({tuple(sorted(draw[0])) for draw in draws}) == 3 and draws[0] == draws[3]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 5), st.integers(5, 30), st.integers(0, 9))
 def test_folds_are_a_partition_of_equal_sizes(num_folds, num_cases, seed):
