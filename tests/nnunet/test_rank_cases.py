@@ -96,6 +96,18 @@ def test_own_unlabeled_cases_and_resuming(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_what_is_remembered_is_of_the_weights_that_predicted_it(trained, tmp_path):
+    first = rank(tmp_path / "out", budget=2)
+    path = model_folder(trained) / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    bias, = (name for name in checkpoint["network_weights"] if name.endswith("a.decoder.seg_layers.1.bias"))
+    checkpoint["network_weights"][bias][1] += 9.0  # A paints class 1 everywhere
+    torch.save(checkpoint, path)
+    second = rank(tmp_path / "out", budget=2)
+    assert second["structures"][0]["disagreement"] != first["structures"][0]["disagreement"]
+
+
+@pytest.mark.slow
 def test_each_sub_network_alone_and_folds_averaged(trained):
     model = find_model_folder(999, "nnUNetTrainerDHC", TINY_PLANS, "3d_fullres")
     image = np.random.default_rng(0).normal(size=(1, 20, 18, 17)).astype(np.float32)
