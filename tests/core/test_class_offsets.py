@@ -104,6 +104,18 @@ def test_a_perfect_prediction_is_left_alone():
     assert not choose_offsets([reduce_case(logits, reference)], [1, 2, 3]).any()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_no_other_offset_of_a_single_class_is_better(seed):
+    cases = [reduce_case(*noisy_case(seed, (0.0, 2.5, -2.5, -2.5), 2000))]
+    offsets = choose_offsets(cases, [1, 2, 3])
+    best = mean_dice(cases, offsets)
+    for index in (1, 2, 3):
+        for offset in OFFSETS:
+            changed = offsets.clone()
+            changed[index] = offset
+            assert mean_dice(cases, changed) <= best + 1e-3  # but for ties within the precision of float16
+
+
 def test_a_gain_that_nobody_would_see_moves_no_border():
     def missed(number: int):
         """Of 20000 voxels of a class, so many lie below its threshold."""
