@@ -291,3 +291,14 @@ def test_what_is_chosen_and_how_large_it_is():
     ranking = order_records(records, [{"key": "1", "name": "one", "labels": [1]}], 0.0, 2)["ranking"]
     assert [line["chosen"] for line in ranking] == [True, True, False]
     assert ranking[0]["structures"]["1"]["volume_ml"] == 1.0
+
+
+def test_a_structure_that_no_scan_has_takes_no_value_of_another():
+    logits = 40 * torch.nn.functional.one_hot(torch.tensor([[2, 2, 0], [2, 0, 0]]), 3).movedim(-1, 1).float()
+    counts = count_pair(*logits)
+    record = {name: getattr(counts, name).tolist() for name in ("predicted_a", "predicted_b", "overlap", "entropy")}
+    structures = [{"key": key, "name": key, "labels": [int(key)]} for key in "12"]
+    found = order_records({"a": {**record, "voxel_ml": 1.0}}, structures, 0.0, 1)["ranking"][0]["structures"]
+    assert found["1"]["value"] is None
+    # 1 - 2 / 3, and one of two voxels with p = 1/2 for two of three classes
+    assert found["2"]["value"] == pytest.approx((1 / 3 + 0.5 * np.log(2) / np.log(3)) / 2)
