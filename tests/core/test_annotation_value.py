@@ -75,6 +75,11 @@ def test_regions_may_overlap():
     np.testing.assert_allclose(counts.mean_entropy(), [0.5, 0.0], atol=1e-6)
 
 
+def test_regions_are_uncertain_only_where_they_are_predicted():
+    logits = torch.tensor([[40.0, -0.1, -0.1]])
+    np.testing.assert_allclose(count_pair(logits, logits, regions=True).mean_entropy(), [0.0], atol=1e-6)
+
+
 def test_shapes_must_match():
     with pytest.raises(ValueError, match="shape"):
         count_pair(torch.zeros(2, 3), torch.zeros(2, 4))

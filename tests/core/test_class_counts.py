@@ -74,8 +74,9 @@ def test_counts_beyond_float32() -> None:
 
 
 def test_hard_dice_by_hand() -> None:
-    dice = hard_dice(torch.tensor([3, 0, 0, 5]), torch.tensor([4, 0, 0, 5]), torch.tensor([6, 4, 0, 5]))
-    assert_golden(dice[[0, 1, 3]], (0.6, 2.5e-9, 1.0), atol=0)  # 2 * 3 / 10; 1e-8 / 4; perfect
+    dice = hard_dice(torch.tensor([3, 0, 0, 5, 0]), torch.tensor([4, 0, 0, 5, 4]), torch.tensor([6, 4, 0, 5, 0]))
+    # 2 * 3 / 10; missed: 1e-8 / 4; perfect; painted where nobody labeled it: 1e-8 / 4
+    assert_golden(dice[[0, 1, 3, 4]], (0.6, 2.5e-9, 1.0, 2.5e-9), atol=0)
     assert dice[2].isnan()
     assert dice.dtype == torch.float32
 

@@ -104,6 +104,36 @@ def test_a_perfect_prediction_is_left_alone():
     assert not choose_offsets([reduce_case(logits, reference)], [1, 2, 3]).any()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_no_other_offset_of_a_single_class_is_better(seed):
+    cases = [reduce_case(*noisy_case(seed, (0.0, 2.5, -2.5, -2.5), 2000))]
+    offsets = choose_offsets(cases, [1, 2, 3])
+    best = mean_dice(cases, offsets)
+    for index in (1, 2, 3):
+        for offset in OFFSETS:
+            changed = offsets.clone()
+            changed[index] = offset
+            assert mean_dice(cases, changed) <= best + 1e-3  # but for ties within the precision of float16
+
+
+def test_a_gain_that_nobody_would_see_moves_no_border():
+    def missed(number: int):
+        """Of 20000 voxels of a class, so many lie below its threshold."""
+        reference = torch.arange(30_000).ge(10_000).long()
+        logit = torch.where(reference == 1, 9.0, -9.0)
+        logit[-number:] = -0.3
+        return reduce_case(torch.stack((torch.zeros(30_000), logit)), reference)
+
+    assert not choose_offsets([missed(1)], [1]).any()  # 1 / 40000
+    assert choose_offsets([missed(10)], [1])[1] == 0.5
+
+
+def test_classes_whose_voxels_are_all_clear_are_judged_too():
+    reference = noisy_case(0)[1]
+    case = reduce_case(40 * torch.nn.functional.one_hot(reference, 4).movedim(-1, 0).float(), reference)
+    assert len(case.reference) == 0 and judged_classes([case, case]) == [1, 2, 3]
+
+
 def test_without_foreground_nothing_is_chosen():
     logits, reference = noisy_case(0)
     logits[0] += 50

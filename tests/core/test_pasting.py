@@ -31,6 +31,13 @@ def test_a_box_or_all_outside_of_it(shape, side, lengths) -> None:
     assert kinds == {True, False} and len(places) > 5
 
 
+def test_a_box_may_lie_anywhere_up_to_the_edges() -> None:
+    torch.manual_seed(0)
+    masks = box_masks(400, (5, 4), 0.6)  # boxes of 3 x 2
+    corners = {tuple(mask.nonzero().amin(0).tolist()) for (mask,) in masks if mask.sum() == 6}
+    assert corners == {(x, y) for x in range(3) for y in range(3)}
+
+
 def test_whole_patch_as_box() -> None:
     torch.manual_seed(0)
     assert {mask.float().mean().item() for mask in box_masks(20, (3, 4, 5), 1.0)} == {0.0, 1.0}

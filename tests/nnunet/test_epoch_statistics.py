@@ -45,6 +45,24 @@ def test_networks_that_are_one_have_no_gap():
     assert values["dice_mean"] == pytest.approx([2 / 3, 0.0], abs=1e-6)
 
 
+def test_gap_is_that_of_all_batches():
+    statistics = ValidationStatistics(ClassLabels(3))
+    for classes_b in ((0, 2), (1, 2), (1, 2), (1, 2)):  # of 16 logits of 4, in both together, two lack a counterpart
+        a, b = logits_of(1, 2), logits_of(*classes_b)
+        statistics.add(a, b, (a + b) / 2, torch.zeros(1, 1, 2, 1, dtype=torch.long))
+    assert statistics.read(across_ranks=False)["relative_logit_gap"] == pytest.approx(2 / 8)
+
+
+def test_shares_of_pseudo_labels_are_those_of_all_steps():
+    statistics = TrainingStatistics(2)
+    for of_a, of_b in (([3, 1], [2, 2]), ([1, 3], [4, 0])):
+        statistics.add(np.zeros(5), 0, torch.tensor([of_a, of_b]), True, True, False)
+    statistics.add(np.zeros(5), 0, None, False, True, False)
+    found = statistics.read()
+    assert (found["pseudo_label_share_a"], found["pseudo_label_share_b"]) == ([0.5, 0.5], [0.75, 0.25])
+    assert (found["steps"], found["steps_with_unlabeled"]) == (3, 2)
+
+
 def test_losses_are_means_over_finite_steps():
     statistics = TrainingStatistics(2)
     for value, finite in ((1.0, True), (float("nan"), False), (3.0, True)):

@@ -85,6 +85,13 @@ def test_a_test_case_is_noted(tiny_dataset):
     assert update(tiny_dataset).notes == []
 
 
+def test_a_test_case_is_noted_where_the_raw_data_are_not(tiny_dataset, monkeypatch):
+    shutil.copy(tiny_dataset.images_un / "scan_1_0000.nii.gz", tiny_dataset.raw / "imagesTs" / "test_9_0000.nii.gz")
+    update(tiny_dataset)
+    monkeypatch.delenv("nnUNet_raw")
+    assert "Transduction: scan_1 is also in imagesTs" in " ".join(update(tiny_dataset).notes)
+
+
 def test_a_test_case_with_the_same_name_is_noted(tiny_dataset):
     write_image(tiny_dataset.raw / "imagesTs" / "scan_1_0000.nii.gz", make_scan(77)[0])
     assert "scan_1 names other images in imagesTs" in update(tiny_dataset).notes[0]

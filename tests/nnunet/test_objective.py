@@ -7,7 +7,7 @@ import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
-from nnunet_dhc.nnunet.training.objective import build_objective
+from nnunet_dhc.nnunet.training.objective import build_objective, class_names
 from nnunet_dhc.nnunet.training.recipe import Recipe
 
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2}, None)
@@ -49,6 +49,11 @@ def test_setting_arrives(setting, value, part, expected):
 def test_pooling_follows_the_plans_unless_it_is_set(batch_dice):
     assert objective_of(batch_dice).composition.dice_pooled_over_batch is batch_dice
     assert objective_of(batch_dice, dice_pooled_over_batch=False).composition.dice_pooled_over_batch is False
+
+
+def test_classes_have_the_names_of_their_labels_in_whatever_order_they_are_listed():
+    labels = {"b": 2, "background": 0, "ignore": 3, "a": 1}
+    assert class_names(LabelManager(labels, None), {"labels": labels}) == ["background", "a", "b"]
 
 
 def test_each_network_has_its_weighting_and_its_options():

@@ -96,6 +96,18 @@ def test_own_unlabeled_cases_and_resuming(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_what_is_remembered_is_of_the_weights_that_predicted_it(trained, tmp_path):
+    first = rank(tmp_path / "out", budget=2)
+    path = model_folder(trained) / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    bias, = (name for name in checkpoint["network_weights"] if name.endswith("a.decoder.seg_layers.1.bias"))
+    checkpoint["network_weights"][bias][1] += 9.0  # A paints class 1 everywhere
+    torch.save(checkpoint, path)
+    second = rank(tmp_path / "out", budget=2)
+    assert second["structures"][0]["disagreement"] != first["structures"][0]["disagreement"]
+
+
+@pytest.mark.slow
 def test_each_sub_network_alone_and_folds_averaged(trained):
     model = find_model_folder(999, "nnUNetTrainerDHC", TINY_PLANS, "3d_fullres")
     image = np.random.default_rng(0).normal(size=(1, 20, 18, 17)).astype(np.float32)
@@ -280,3 +292,14 @@ def test_what_is_chosen_and_how_large_it_is():
     ranking = order_records(records, [{"key": "1", "name": "one", "labels": [1]}], 0.0, 2)["ranking"]
     assert [line["chosen"] for line in ranking] == [True, True, False]
     assert ranking[0]["structures"]["1"]["volume_ml"] == 1.0
+
+
+def test_a_structure_that_no_scan_has_takes_no_value_of_another():
+    logits = 40 * torch.nn.functional.one_hot(torch.tensor([[2, 2, 0], [2, 0, 0]]), 3).movedim(-1, 1).float()
+    counts = count_pair(*logits)
+    record = {name: getattr(counts, name).tolist() for name in ("predicted_a", "predicted_b", "overlap", "entropy")}
+    structures = [{"key": key, "name": key, "labels": [int(key)]} for key in "12"]
+    found = order_records({"a": {**record, "voxel_ml": 1.0}}, structures, 0.0, 1)["ranking"][0]["structures"]
+    assert found["1"]["value"] is None
+    # 1 - 2 / 3, and one of two voxels with p = 1/2 for two of three classes
+    assert found["2"]["value"] == pytest.approx((1 / 3 + 0.5 * np.log(2) / np.log(3)) / 2)

@@ -210,6 +210,11 @@ def test_lambda_lags_behind_as_in_the_released_code():
     assert found == pytest.approx([0.1 * np.exp(-5 * (1 - progress) ** 2) for progress in (0, 0, 0.25, 0.5)])
 
 
+def test_unlabeled_patches_are_drawn_no_less_often_than_the_minimum():
+    recipe = Recipe(unlabeled_schedule="ramp", unlabeled_minimum_rate=0.25)
+    assert [lambda_and_rate(recipe, epoch, 4, 100)[1] for epoch in range(4)] == [0.25, 0.25, 0.29, 0.74]
+
+
 @pytest.mark.parametrize("settings", [[], "lambda_max=1", 3])
 def test_settings_in_plans_are_an_object(settings):
     with pytest.raises(UserError, match='plans P: "nnunet_dhc" must be a JSON object of settings'):

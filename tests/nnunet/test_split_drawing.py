@@ -46,6 +46,12 @@ def test_cover_is_a_smallest_one(contents, seed):
             assert frozenset().union(*(classes_of[case] for case in _cases(chosen))) != everything
 
 
+def test_a_part_of_the_cover_has_as_many_classes_as_it_can():
+    """Whoever takes the most classes at once, 1 2 3 4 6, comes to three cases; of the two that are enough."""
+    units, classes_of = _dataset([frozenset("125"), frozenset("3467"), frozenset("12346")])
+    assert _cases(smallest_cover(units, classes_of)) == ["case_1", "case_0"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(presence, st.integers(0, 20))
 def test_every_class_is_labeled_where_possible_and_draws_are_nested(contents, seed):
@@ -76,6 +82,12 @@ def test_seeds_and_folds_draw_differently():
     draws = {tuple(labeled_order(units, seed, fold, classes_of)) for seed in range(4) for fold in range(4)}
     assert len(draws) == 16
     assert labeled_order(units, 1, 2, classes_of) == labeled_order(units, 1, 2, classes_of)
+
+
+def test_each_seed_has_folds_of_its_own():
+    units, classes_of = _dataset([frozenset("a")] * 20)
+    draws = [draw_folds(units, 4, seed, classes_of) for seed in (0, 1, 2, 0)]
+    assert len({tuple(sorted(draw[0])) for draw in draws}) == 3 and draws[0] == draws[3]
 
 
 @settings(max_examples=60, deadline=None)

@@ -150,6 +150,16 @@ def test_a_case_without_one_of_its_files_is_not_complete(tmp_path, kind):
     assert store.complete_cases(["a"]) == set()
 
 
+def test_a_case_that_was_excluded_later_is_not_complete(tmp_path):
+    store = UnlabeledStore(tmp_path)
+    for name in case_files("a").values():
+        (tmp_path / name).touch()
+    store.append([entry("a")])
+    assert store.complete_cases(["a"]) == {"a"}
+    store.append([entry("a", status=EXCLUDED, reason="NaN")])
+    assert store.complete_cases(["a"]) == set()
+
+
 def test_missing_folder_is_an_empty_store(tmp_path: Path):
     store = UnlabeledStore(tmp_path / "none")
     assert store.entries == {}

@@ -629,6 +629,22 @@ def test_stock_with_other_labels_is_no_control():
         assert ("everything together, at equal steps" in [part["what"] for part in parts]) == found
 
 
+@pytest.mark.parametrize(("steps", "seconds", "found"), [
+    (42, 10.0, ["everything together, at equal steps"]), (44, 10.0, []),
+    (10, 46.0, ["everything together, at equal wall-clock"]), (10, 47.0, []),
+])
+def test_steps_are_equal_within_5_and_times_within_15_percent(steps, seconds, found):
+    def row(name, role, **facts):
+        return {"name": name, "role": role, "facts": facts, "runs": [], **SAME_PLANS}
+
+    def contrast(*_):
+        return {"mean": 0.1, "low": 0.05, "high": 0.15, "n": 20, "p": 0.01}
+
+    rows = [row("stock", "stock", steps=steps, seconds=seconds), row("pair", "semi-supervised", steps=40, seconds=40.0)]
+    judged = attribution.attribution(rows, contrast, STANDARD.metrics[0], "pair")
+    assert [part["what"] for part in judged["parts"]] == found
+
+
 def test_the_parts_of_a_gain_are_corrected_together():
     def row(name, role, steps):
         return {"name": name, "role": role, "facts": {"steps": steps, "seconds": 40.0}, "runs": [], **SAME_PLANS}

@@ -231,6 +231,13 @@ def test_what_nnunet_has_cut_off_is_background():
     assert confusion(case, torch.zeros(2)).tolist() == [[0, 2], [0, 1]]
 
 
+def test_ignored_voxels_are_outside_of_no_region():
+    labels = LabelManager({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, [1, 2])
+    whole, core = _reduce(torch.ones(2, 4), torch.tensor([0, 1, 2, 3]), labels)
+    assert confusion(whole, torch.zeros(2)).tolist() == [[0, 1], [0, 2]]
+    assert confusion(core, torch.zeros(2)).tolist() == [[0, 2], [0, 1]]
+
+
 def test_offsets_that_are_no_better_on_other_cases_are_not_written(dataset, monkeypatch, capsys):
     folder = train(dataset)
     names = ["large", "middle", "small"]

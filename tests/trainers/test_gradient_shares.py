@@ -40,6 +40,13 @@ def test_shares_by_hand(dtype, slope, loss_scale):
     assert of_unlabeled == pytest.approx(unlabeled / (supervised + unsupervised), rel=1e-5)
 
 
+def test_share_of_the_unlabeled_patches_is_that_of_the_second_part_of_the_batch():
+    logits = torch.zeros(SHAPE, dtype=torch.float64, requires_grad=True)
+    unsupervised = 3 * logits[:1].sum() + 4 * logits[1:].sum()
+    of_all, of_unlabeled = measured([(logits[:1].sum(), unsupervised, logits)])
+    assert of_all == pytest.approx(2.5 / 3.5) and of_unlabeled == pytest.approx(2 / 3.5)
+
+
 def test_a_term_that_settings_empty_has_no_share():
     logits = torch.zeros(SHAPE, requires_grad=True)
     term, nothing = logits.sum(), torch.zeros(())

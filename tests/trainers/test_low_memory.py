@@ -266,12 +266,17 @@ def test_second_pass_sees_the_dropout_of_the_first(dataset) -> None:
         seen.setdefault((network, number), []).append(result[0].detach())
         return result
 
+    after_first_passes = []
+    update_weights = trainer.objective.update_weights
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module._LowMemoryStep, "_outputs", outputs)
+        patch.setattr(trainer.objective, "update_weights", lambda *arguments: (
+            after_first_passes.append(torch.get_rng_state()) or update_weights(*arguments)))
         trainer.train_step(some_batches(1, None)[0])
     assert sorted(map(len, seen.values())) == [1, 2, 2, 2, 2, 2, 2, 2]
     for results in seen.values():
         assert all(torch.equal(result, results[0]) for result in results)
+    assert torch.equal(torch.get_rng_state(), after_first_passes[0]), "the next step would draw some numbers again"
 
 
 class WithBatchNorm:

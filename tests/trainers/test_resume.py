@@ -294,6 +294,15 @@ def test_bad_checkpoint_gets_one_line(tiny_dataset, damage):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_another_number_of_epochs_in_the_name_is_the_same_trainer(tmp_path):
+    path = str(tmp_path / "checkpoint_latest.pth")
+    torch.save({"trainer_name": "nnUNetTrainerDHC_5epochs", "nnunet_dhc": {"format": 1}}, path)
+    for name in ("nnUNetTrainerDHC_1epoch", "nnUNetTrainerDHC"):
+        assert checkpoint_module.read_checkpoint(path, name)["trainer_name"] == "nnUNetTrainerDHC_5epochs"
+    with pytest.raises(UserError, match="continue it with -tr nnUNetTrainerDHC_5epochs"):
+        checkpoint_module.read_checkpoint(path, "nnUNetTrainerCPS_5epochs")
+
+
 def test_kill_while_writing_leaves_the_old_checkpoint(tiny_dataset, monkeypatch):
     trainer = make_trainer(tiny_dataset)
     trainer.on_train_start()

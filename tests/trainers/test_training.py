@@ -350,9 +350,11 @@ def test_non_finite_step_is_skipped_whole_and_counted(tiny_dataset):
     trainer.on_train_epoch_start()
     trainer.train_step(next(trainer.dataloader_train))
     before = parameters(trainer), [w.state_dict() for w in trainer._weightings.values()]
+    trainer.dataloader_train.draw_unlabeled = trainer._shares_due = True
     batch = next(trainer.dataloader_train)
     batch["data"][0, 0, 0, 0, 0] = float("nan")
     trainer.train_step(batch)
+    assert trainer._shares_due, "a step that was not finite has no shares"
     assert_same(before[0], parameters(trainer))
     for state, weighting in zip(before[1], trainer._weightings.values(), strict=True):
         after = weighting.state_dict()

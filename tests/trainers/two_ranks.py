@@ -155,7 +155,7 @@ def whole_training(rank: int) -> dict:
     trainer.initialize()
     first = state(trainer)["weights"]
     trainer.run_training()
-    return {**state(trainer), "first": first, "dice": trainer.validation["dice_mean"],
+    return {**state(trainer), "first": first, "validation": trainer.validation,
             "losses": trainer.statistics.read()["losses"]}
 
 
