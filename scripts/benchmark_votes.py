@@ -3,16 +3,15 @@
 
     python scripts/benchmark_votes.py $nnUNet_results/Dataset501_X/nnUNetTrainerDHC__nnUNetPlans__3d_fullres
 
-Predicts A and B of the fold's labeled, validation and unlabeled cases, as far as these have references, in the
-preprocessed space. The Dice on the labeled scans decides who abstains (docs/explanation/dhc.md); a training takes that
-of the labeled patches of its last epoch instead. Prints the Dice [%] of A, of B, of the mean of their logits, and of
-what they say together, as Markdown. Needs nnU-Net's three folders.
+Predicts A and B of the fold's labeled, validation and unlabeled cases in the preprocessed space; of unlabeled cases
+those of the split file, which have references. The Dice on the labeled scans decides who abstains
+(docs/explanation/dhc.md); a training takes that of the labeled patches of its last epoch instead. Prints the Dice [%]
+of A, of B, of the mean of their logits, and of what they say together, as Markdown. Needs nnU-Net's three folders.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from nnunet_dhc.core.label_spaces import ClassLabels
 from nnunet_dhc.core.votes import combined_logits, votes_of
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network.predictor import pair_of, trained_predictor
+from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
 from nnunet_dhc.nnunet.splits.preprocessed_cases import dataset_class_of
 from nnunet_dhc.reporting.statistics import class_mean_intervals
 
@@ -43,14 +43,13 @@ class Model:
             raise UserError(f"{folder}: labels that are regions aren't counted here")
         self.labels = ClassLabels(self.predictor.label_manager.num_segmentation_heads)
         dataset = preprocessed / folder.parent.name
-        self.split = json.loads((dataset / "splits_final.json").read_text(encoding="utf-8"))[fold]
-        cases = dataset / self.predictor.configuration_manager.data_identifier
-        self.dataset = dataset_class_of(cases, PREPROCESS)(str(cases))
+        folder_of_cases = dataset / self.predictor.configuration_manager.data_identifier
+        self.dataset = dataset_class_of(folder_of_cases, PREPROCESS)(str(folder_of_cases))
+        self.cases = read_fold_cases(dataset, self.dataset.identifiers, fold)
 
     def logits(self, kind: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Reference (1, 1, *spatial) and logits of A and of B (1, k, *spatial) of each case of a kind that has one."""
-        known = set(self.dataset.identifiers)
-        for case in tqdm([case for case in self.split.get(kind, []) if case in known], desc=kind):
+        """Reference (1, 1, *spatial) and logits of A and of B (1, k, *spatial) of each case of a kind."""
+        for case in tqdm(getattr(self.cases, kind), desc=kind):
             image, reference, _, _ = self.dataset.load_case(case)
             images = torch.from_numpy(np.ascontiguousarray(image[:]))
             of_networks = []
@@ -64,7 +63,7 @@ class Model:
 def training_dice(model: Model) -> tuple[Tensor, Tensor]:
     """Hard Dice of A and of B over all labeled scans, (k,) each."""
     overlaps: list[Tensor | int] = [0, 0]
-    for reference, *of_networks in model.logits("train"):
+    for reference, *of_networks in model.logits("labeled"):
         for number, logits in enumerate(of_networks):
             overlap = model.labels.overlap(model.labels.pseudo_label(logits), reference)
             overlaps[number] = overlaps[number] + torch.stack(tuple(overlap))
@@ -97,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     print("part of A in each class:", votes[0].tolist())
     print("| cases | A | B | mean | together | together - mean (95 % interval over cases) |\n|---|---|---|---|---|---|")
-    for kind in ("val", "unlabeled"):
+    for kind in ("validation", "unlabeled"):
         found: dict[str, list[np.ndarray]] = {"A": [], "B": [], "mean": [], "together": []}
         for reference, a, b in model.logits(kind):
             outputs = {"A": a, "B": b, "mean": (a + b) / 2, "together": combined_logits(a, b, votes)}

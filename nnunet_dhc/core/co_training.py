@@ -13,7 +13,7 @@ from torch import Tensor
 from nnunet_dhc.core.across_ranks import sum_across_ranks
 from nnunet_dhc.core.class_counts import hard_dice
 from nnunet_dhc.core.class_weighting import ClassWeighting, tempered
-from nnunet_dhc.core.label_spaces import LabelReading, LabelSpace
+from nnunet_dhc.core.label_spaces import LabelReading, LabelSpace, Overlap
 from nnunet_dhc.core.loss_sums import LossSums
 from nnunet_dhc.core.term_sums import TermSums
 
@@ -179,16 +179,14 @@ class CoTrainingObjective:
         num_labeled = target.shape[0]
         from_labeled = self.composition.counts_from_labeled
         labeled, unlabeled = pseudo[:num_labeled], pseudo[num_labeled:]
-        local_overlap = self.labels.overlap(labeled, target)
-        overlap = self._summed(torch.stack(tuple(local_overlap)))
+        overlap = self._summed(torch.stack(self.labels.overlap(labeled, target)))
         if weighting.reads == "labeled_dice":
             weighting.update(hard_dice(*overlap))
         counts = None
         # a step without unlabeled patches says nothing about their class distribution
         if from_labeled or len(unlabeled):
             # of labeled patches without the voxels in which nothing supervises them
-            counted = local_overlap.predicted if from_labeled else self.labels.count(unlabeled)
-            counts = self._summed(counted)
+            counts = Overlap(*overlap).predicted if from_labeled else self._summed(self.labels.count(unlabeled))
             if weighting.reads == "all_counts" and not from_labeled:
                 weighting.update(counts + self._summed(self.labels.count(labeled)))
             elif weighting.reads in ("all_counts", "unlabeled_counts"):

@@ -37,12 +37,12 @@ def votes_of(dice_a: Tensor, dice_b: Tensor, abstain_below: float, before: Tenso
 def combined_logits(logits_a: Tensor, logits_b: Tensor, votes: Tensor) -> Tensor:
     """Log-odds of each class against the background, from the networks that vote on it.
 
-    The odds of two classes against each other are those of neither network where one of them abstains from one of the
-    two: a class that one network vetoes as background can lose to another one on which that network has no say.
-
     z_i = v_Ai (a_i - a_0) + v_Bi (b_i - b_0). Where both vote on every class, its softmax is that of the mean of the
     logits. Regions, which are sigmoids, have no background to compare with: z_i = v_Ai a_i + v_Bi b_i. A constant that
     is added to a logit of both networks is added to z.
+
+    The odds of two classes against each other are those of neither network where one of them abstains from one of the
+    two: a class that one network vetoes as background can lose to another one on which that network has no say.
 
     Args:
         logits_a, logits_b: (b, c, *spatial).

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_dhc.earlier_recipes import completed
 from nnunet_dhc.reporting.differences import correct
 from nnunet_dhc.reporting.metric_text import interval_text, points_text
 from nnunet_dhc.reporting.protocols import Metric
@@ -31,7 +32,6 @@ SETTINGS_ON_LABELS = (
     "supervised_dice", "dice_smooth", "dice_pooled_over_batch", "initialization_a", "initialization_b",
     "architecture_b", "oversample_foreground", "mirror_axes", "abstain_below",
 )
-_BEFORE_THERE_WERE = {"abstain_below": 0.0}  # what a training did whose recipe doesn't have the setting yet
 _STEPS_TOLERANCE = 0.05
 _TIME_TOLERANCE = 0.15
 
@@ -187,9 +187,8 @@ def _control_of(target: _Row, rows: Sequence[_Row]) -> _Row | None:
 
 def _differing_settings(row: _Row, other: _Row) -> list[str]:
     """Settings on labels in which trainings of the same fold differ, of those that the records of both tell."""
-    recipes = [({**_BEFORE_THERE_WERE, **run["recipe"]}, {**_BEFORE_THERE_WERE, **another["recipe"]})
-               for run in row["runs"] for another in other["runs"]
-               if run.get("fold") == another.get("fold")
+    recipes = [(completed(run["recipe"]), completed(another["recipe"])) for run in row["runs"]
+               for another in other["runs"] if run.get("fold") == another.get("fold")
                and isinstance(run.get("recipe"), dict) and isinstance(another.get("recipe"), dict)]
     return [name for name in SETTINGS_ON_LABELS
             if any(name in of_row and name in of_other and of_row[name] != of_other[name]

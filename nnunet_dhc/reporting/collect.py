@@ -70,8 +70,9 @@ def collect_trainings(selection: Selection, allow_different: bool = False, unfin
         models += found
         for repeat, folder in enumerate(found):
             row.runs += _runs(folder, repeat, selection.folds, preprocessed, splits, unfinished)
-        if any((model / f"fold_{_ALL}").is_dir() for model in found) and selection.folds is None:
-            left_out += [row.name] if _ALL not in row.folds else []
+        has_all = any((folder / f"fold_{_ALL}").is_dir() for folder in found)
+        if has_all and selection.folds is None and _ALL not in row.folds:
+            left_out.append(row.name)
         rows.append(row)
     dataset_json = _first_dataset_json([*models, *(folder for folder in (preprocessed, raw) if folder)])
     ending = str(dataset_json["file_ending"])

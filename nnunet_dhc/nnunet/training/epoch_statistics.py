@@ -58,7 +58,7 @@ class TrainingStatistics:
         if self._overlaps is None:
             nothing = torch.full((self._num_classes,), float("nan"))
             return nothing, nothing
-        of_a, of_b = (_dice(*overlap).where(overlap[2].cpu() > 0, torch.nan) for overlap in self._overlaps)
+        of_a, of_b = (_dice(*overlap).where(overlap[2] > 0, torch.nan) for overlap in self._overlaps.cpu())
         return of_a, of_b
 
     def average_losses_across_ranks(self, device: torch.device) -> None:
@@ -79,7 +79,7 @@ class TrainingStatistics:
         return (losses["supervised_a"] + losses["supervised_b"]) / 2
 
     def read(self) -> dict[str, Any]:
-        """Values for the epoch log; waits for the device once."""
+        """Values for the epoch log; waits for the device."""
         shares = [[float("nan")] * self._num_classes] * 2
         if self._counts is not None:
             counts = self._counts.cpu().double()  # in this order: MPS has no float64

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
+from nnunet_dhc.earlier_recipes import completed
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.host.plans_settings import CONFIGURE, PLANS_KEY, settings_in
 
@@ -17,7 +18,6 @@ ARCHITECTURE_KEYS = ("network_class_name", "arch_kwargs", "_kw_requires_import")
 # weight_exponent_final=auto: the exponent where some structure is rare, and how much rarer than another it must be.
 # Measured with 424 (abdominal CT) and 1.1 (hippocampus) between the most frequent and the rarest: docs/results.
 EXPONENT_FOR_RARE, RARE_RATIO = 0.5, 10
-_BEFORE_THERE_WERE = {"abstain_below": 0.0}  # what a training did whose recipe doesn't have the setting yet
 
 
 def _choice(*values: str):
@@ -325,7 +325,7 @@ def changed_since(recipe: Recipe, before: Mapping[str, Any], *plans: Mapping[str
 
     Those that any of the plans, of the checkpoint or of now, sets are left out: the comparison of the plans tells them.
     """
-    before = {**_BEFORE_THERE_WERE, **before}
+    before = completed(before)
     from_plans = {name for some in plans for name in some.get(PLANS_KEY, {})}
     return [
         f"{name}: {json.dumps(before[name])} -> {json.dumps(value)}"
