@@ -126,6 +126,7 @@ class CoTrainingObjective:
         across_ranks: Reduce statistics and loss denominators over ``torch.distributed`` ranks.
 
     Attributes:
+        weightings: Of A and of B.
         weight_exponents: Of the background's weight (class 0) and of all others, see `tempered`; may change from epoch
             to epoch.
 
@@ -142,8 +143,7 @@ class CoTrainingObjective:
         across_ranks: bool = False,
     ) -> None:
         self.labels = labels
-        self.weighting_a = weighting_a
-        self.weighting_b = weighting_b
+        self.weightings = weighting_a, weighting_b
         self.composition = composition
         self.output_factors = tuple(float(f) for f in output_factors)
         self.across_ranks = across_ranks
@@ -162,17 +162,15 @@ class CoTrainingObjective:
             pseudo_a, pseudo_b: Pseudo labels of the joint batch, labeled patches first.
             target: Reference of the labeled patches, shape (b_labeled, ...), at full resolution.
         """
-        return (
-            self.update_weights_of(self.weighting_a, pseudo_a, target),
-            self.update_weights_of(self.weighting_b, pseudo_b, target),
-        )
+        of_a, of_b = self.weightings
+        return self.update_weights_of(of_a, pseudo_a, target), self.update_weights_of(of_b, pseudo_b, target)
 
     @torch.no_grad()
     def update_weights_of(self, weighting: ClassWeighting, pseudo: Tensor, target: Tensor) -> NetworkUpdate:
         """The same for one network, which needs nothing of the other one.
 
         Args:
-            weighting: ``weighting_a`` or ``weighting_b``.
+            weighting: One of ``weightings``.
             pseudo: Pseudo labels of that network.
             target: As in `update_weights`.
         """
@@ -196,7 +194,8 @@ class CoTrainingObjective:
     @property
     def loss_weights(self) -> tuple[Tensor, Tensor]:
         """Weights of A and of B as the losses take them, (k,) float32."""
-        return self._tempered(self.weighting_a.weights), self._tempered(self.weighting_b.weights)
+        of_a, of_b = self.weightings
+        return self._tempered(of_a.weights), self._tempered(of_b.weights)
 
     def _tempered(self, weights: Tensor) -> Tensor:
         of_background, of_others = self.weight_exponents

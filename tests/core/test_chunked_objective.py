@@ -42,7 +42,7 @@ GROUPS = {  # rows of each group, labeled patches (the first three) first; a gro
 
 def make_objective(labels: LabelSpace, composition: dict) -> CoTrainingObjective:
     objective = CoTrainingObjective(labels, DiffDW(K), DistDW(K), LossComposition(**composition), FACTORS)
-    for weighting in (objective.weighting_a, objective.weighting_b):
+    for weighting in objective.weightings:
         weighting.initialize(torch.tensor([100, 20, 3, 1]))
     return objective
 

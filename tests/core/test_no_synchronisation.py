@@ -59,10 +59,10 @@ def fake() -> Iterator[None]:
 
 def step(objective: CoTrainingObjective, outputs: list[list[Tensor]], targets: list[Tensor]) -> CoTrainingTerms:
     """All that `whole_step` asks of the core: both networks at once, and one after the other."""
-    before = [weighting.snapshot() for weighting in (objective.weighting_a, objective.weighting_b)]
+    before = [weighting.snapshot() for weighting in objective.weightings]
     unlabeled_target = objective.labels.pseudo_label(outputs[0][0][2:])
     update = objective.update_weights_of(
-        objective.weighting_a, objective.labels.pseudo_label(outputs[0][0]), targets[0]
+        objective.weightings[0], objective.labels.pseudo_label(outputs[0][0]), targets[0]
     )
     objective.losses_of(objective.sums(outputs[0], targets, unlabeled_target), update.weights).total(0.3)
     pseudo = objective.pseudo_labels(outputs[0][0], outputs[1][0])
@@ -70,7 +70,7 @@ def step(objective: CoTrainingObjective, outputs: list[list[Tensor]], targets: l
     terms = objective.terms(*outputs, targets, *pseudo, *(update.weights for update in updates))
     counts_of(updates), overlaps_of(updates)
     total = terms.total(0.3)
-    for weighting, state in zip((objective.weighting_a, objective.weighting_b), before, strict=True):
+    for weighting, state in zip(objective.weightings, before, strict=True):
         weighting.revert_where(~torch.isfinite(total.detach()), state)
     return terms
 
@@ -108,7 +108,7 @@ def check(objective: CoTrainingObjective, labels: LabelSpace) -> None:
     sizes = [8, 4][: len(objective.output_factors)]
     outputs = [[torch.zeros(4, heads, n, n, n, device="cuda").requires_grad_() for n in sizes] for _ in range(2)]
     targets = [torch.zeros(2, channels, n, n, n, device="cuda", dtype=torch.int16) for n in sizes]
-    for weighting in (objective.weighting_a, objective.weighting_b):
+    for weighting in objective.weightings:
         weighting.initialize(torch.ones(K, device="cuda"))
         weighting.to("cuda")
     step(objective, outputs, targets)  # caches what does not change from step to step

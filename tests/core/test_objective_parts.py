@@ -38,7 +38,7 @@ def test_ignored_voxels_of_labeled_patches_are_not_counted():
     made = CoTrainingObjective(
         ClassLabels(3, ignore_label=3), Unweighted(3), Unweighted(3), LossComposition(counts_from_labeled=True)
     )
-    update = made.update_weights_of(made.weighting_b, PSEUDO, ignored)
+    update = made.update_weights_of(made.weightings[1], PSEUDO, ignored)
     assert update.counts.tolist() == [2, 1, 1]
 
 

@@ -10,6 +10,8 @@ import torch
 from nnunet_dhc.core.label_spaces import ClassLabels
 from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
 
+NO_OVERLAPS = torch.zeros(2, 3, 2, dtype=torch.long)
+
 
 def logits_of(*classes: int) -> torch.Tensor:
     """One patch of that many voxels; 4 for the class, 0 for the two others."""
@@ -56,8 +58,8 @@ def test_gap_is_that_of_all_batches():
 def test_shares_of_pseudo_labels_are_those_of_all_steps():
     statistics = TrainingStatistics(2)
     for of_a, of_b in (([3, 1], [2, 2]), ([1, 3], [4, 0])):
-        statistics.add(np.zeros(5), 0, torch.tensor([of_a, of_b]), True, True, False)
-    statistics.add(np.zeros(5), 0, None, False, True, False)
+        statistics.add(np.zeros(5), 0, torch.tensor([of_a, of_b]), NO_OVERLAPS, has_unlabeled=True, finite=True)
+    statistics.add(np.zeros(5), 0, None, NO_OVERLAPS, has_unlabeled=False, finite=True)
     found = statistics.read()
     assert (found["pseudo_label_share_a"], found["pseudo_label_share_b"]) == ([0.5, 0.5], [0.75, 0.25])
     assert (found["steps"], found["steps_with_unlabeled"]) == (3, 2)
@@ -66,13 +68,26 @@ def test_shares_of_pseudo_labels_are_those_of_all_steps():
 def test_losses_are_means_over_finite_steps():
     statistics = TrainingStatistics(2)
     for value, finite in ((1.0, True), (float("nan"), False), (3.0, True)):
-        statistics.add(np.full(5, value), 0, None, False, finite, False)
+        statistics.add(np.full(5, value), 0, None, NO_OVERLAPS, has_unlabeled=False, finite=finite)
     found = statistics.read()
     assert found["losses"]["total"] == 2 and (found["steps"], found["skipped_steps"]) == (3, 1)
 
 
 def test_skipped_steps_alone_have_no_loss_and_no_counts():
     statistics = TrainingStatistics(2)
-    statistics.add(np.full(5, np.nan), 0, torch.tensor([[3, 1], [0, 4]]), True, False, False)
+    overlaps = NO_OVERLAPS + 4
+    statistics.add(np.full(5, np.nan), 0, torch.tensor([[3, 1], [0, 4]]), overlaps, has_unlabeled=True, finite=False)
     found = statistics.read()
     assert np.isnan([*found["losses"].values(), *found["pseudo_label_share_a"], statistics.supervised_loss]).all()
+    assert np.isnan([*found["training_dice_a"], *found["training_dice_b"]]).all()
+
+
+def test_dice_of_training_is_that_of_all_steps_and_of_labeled_classes():
+    statistics = TrainingStatistics(3)
+    of_a = [[0, 2, 0], [1, 4, 1], [2, 4, 0]]  # true positives, predicted, labeled; class 2 is labeled nowhere
+    of_b = [[0, 0, 0], [6, 0, 0], [2, 4, 0]]
+    for _ in range(2):
+        statistics.add(np.zeros(5), 0, None, torch.tensor([of_a, of_b]), has_unlabeled=False, finite=True)
+    found = statistics.read()
+    assert found["training_dice_a"] == pytest.approx([0.5, np.nan], nan_ok=True)
+    assert found["training_dice_b"] == pytest.approx([0.0, np.nan], nan_ok=True)

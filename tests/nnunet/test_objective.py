@@ -61,6 +61,6 @@ def test_each_network_has_its_weighting_and_its_options():
         weighting_a="distdw", weighting_a_options={"momentum": 0.25}, weighting_b="crest",
         weighting_b_options={"scale": 3.0}, weighting_mode="released",
     )
-    a, b = objective.weighting_a, objective.weighting_b
+    a, b = objective.weightings
     assert [type(a).__name__, a.momentum, a.mode] == ["DistDW", 0.25, "released"]
     assert [type(b).__name__, b.scale, b.mode] == ["CReST", 3.0, "released"]

@@ -89,7 +89,7 @@ def run(trainer, steps: list[dict], patches_at_once: int | None = None) -> list[
             "loss": float(loss),
             "gradients": {n: p.grad.clone() for n, p in trainer.pair.named_parameters() if p.grad is not None},
             "parameters": {name: value.clone() for name, value in trainer.pair.state_dict().items()},
-            "weightings": {name: weighting.state_dict() for name, weighting in trainer._weightings.items()},
+            "weightings": [weighting.state_dict() for weighting in trainer.objective.weightings],
         })
     log = trainer.statistics.read()
     names = ("losses", "pseudo_label_share_a", "pseudo_label_share_b", "empty_cross_entropies")
@@ -153,7 +153,7 @@ def test_non_finite_step_leaves_no_trace(dataset) -> None:
     batch["data"][0, 0, 0, 0, 0] = float("nan")
     trainer = started(dataset, low_memory="on")
     before = {name: value.clone() for name, value in trainer.pair.state_dict().items()}
-    weightings = {name: weighting.state_dict() for name, weighting in trainer._weightings.items()}
+    weightings = [weighting.state_dict() for weighting in trainer.objective.weightings]
     after = run(trainer, [batch])[0]
     assert trainer.statistics.non_finite_steps == 1
     torch.testing.assert_close(after["parameters"], before, rtol=0, atol=0)

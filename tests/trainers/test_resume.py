@@ -47,7 +47,7 @@ def test_resumed_run_equals_one_never_stopped(tiny_dataset, killed_in_epoch):
     whole = make_trainer(tiny_dataset, **SETTINGS)
     whole.run_training()
     expected, lines, average = parameters(whole), log_lines(whole), whole.averaged_pair.state_dict()
-    states = [w.state_dict() for w in whole._weightings.values()]
+    states = [w.state_dict() for w in whole.objective.weightings]
     Path(whole.output_folder, "checkpoint_final.pth").unlink()
 
     killed = make_trainer(tiny_dataset, **SETTINGS)
@@ -61,7 +61,7 @@ def test_resumed_run_equals_one_never_stopped(tiny_dataset, killed_in_epoch):
     assert_same(expected, parameters(second))
     assert_same(average, second.averaged_pair.state_dict())
     assert differs(average, expected)
-    for state, weighting in zip(states, second._weightings.values(), strict=True):
+    for state, weighting in zip(states, second.objective.weightings, strict=True):
         after = weighting.state_dict()
         assert all(torch.equal(torch.as_tensor(after[n]), torch.as_tensor(state[n])) for n in state)
     for before, after in zip(lines, log_lines(second), strict=True):

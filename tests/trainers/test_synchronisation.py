@@ -83,7 +83,7 @@ def pair_trainer(dataset, device: torch.device, name: str = "nnUNetTrainerDHC", 
     trainer.files.estimate_duration = lambda *_: None
     counts = [9000, 500, 200, 30]
     trainer.recipe = trainer.recipe.for_labels(counts)
-    for weighting in trainer._weightings.values():
+    for weighting in trainer.objective.weightings:
         weighting.initialize(torch.tensor(counts, device=trainer.device))
     trainer._start_averaging()
     trainer.dataloader_train = NoLoader()

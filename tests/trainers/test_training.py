@@ -63,11 +63,11 @@ def scramble_labels(dataset, identifiers) -> None:
 
 def test_labels_of_unlabeled_cases_are_never_read(tiny_dataset):
     before = train(tiny_dataset, **FULL_RAMP)
-    weights = parameters(before), before.objective.weighting_b.weights.clone()
+    weights = parameters(before), before.objective.weightings[1].weights.clone()
     scramble_labels(tiny_dataset, FOLD["unlabeled"])
     after = train(tiny_dataset, **FULL_RAMP)
     assert_same(weights[0], parameters(after))
-    assert torch.equal(weights[1], after.objective.weighting_b.weights)
+    assert torch.equal(weights[1], after.objective.weightings[1].weights)
 
 
 def test_a_split_that_is_edited_after_the_start_changes_neither_training_nor_validation(
@@ -349,14 +349,14 @@ def test_non_finite_step_is_skipped_whole_and_counted(tiny_dataset):
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
     trainer.train_step(next(trainer.dataloader_train))
-    before = parameters(trainer), [w.state_dict() for w in trainer._weightings.values()]
+    before = parameters(trainer), [w.state_dict() for w in trainer.objective.weightings]
     trainer.dataloader_train.draw_unlabeled = trainer._shares_due = True
     batch = next(trainer.dataloader_train)
     batch["data"][0, 0, 0, 0, 0] = float("nan")
     trainer.train_step(batch)
     assert trainer._shares_due, "a step that was not finite has no shares"
     assert_same(before[0], parameters(trainer))
-    for state, weighting in zip(before[1], trainer._weightings.values(), strict=True):
+    for state, weighting in zip(before[1], trainer.objective.weightings, strict=True):
         after = weighting.state_dict()
         assert all(torch.equal(torch.as_tensor(after[name]), torch.as_tensor(state[name])) for name in state)
     trainer.train_step(next(trainer.dataloader_train))

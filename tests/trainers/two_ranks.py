@@ -102,7 +102,7 @@ def start(trainer) -> None:
     trainer.files.estimate_duration = lambda *_: None
     counts = [9000, 500, 200, 30]
     trainer.recipe = trainer.recipe.for_labels(counts)
-    for weighting in trainer._weightings.values():
+    for weighting in trainer.objective.weightings:
         weighting.initialize(torch.tensor(counts))
     trainer._start_averaging()
     trainer.dataloader_train = NoLoader()
@@ -112,7 +112,7 @@ def start(trainer) -> None:
 def state(trainer) -> dict:
     return {
         "weights": {key: value.clone() for key, value in trainer.pair.state_dict().items()},
-        "weightings": {name: weighting.state_dict() for name, weighting in trainer._weightings.items()},
+        "weightings": [weighting.state_dict() for weighting in trainer.objective.weightings],
     }
 
 

@@ -34,23 +34,38 @@ class TrainingStatistics:
         self.unlabeled_gradient_share = float("nan")
 
     def add(
-        self, losses: np.ndarray, empty: float, counts: Tensor | None, has_unlabeled: bool, finite: bool, overflow: bool
+        self,
+        losses: np.ndarray,
+        empty: float,
+        counts: Tensor | None,
+        overlaps: Tensor,
+        *,
+        has_unlabeled: bool,
+        finite: bool,
+        overflow: bool = False,
     ) -> None:
-        """One step: its losses in the order of ``LOSS_TERMS``, and the ``counts`` of its ``StepOutcome``, (2, k)."""
+        """Take in one step.
+
+        Args:
+            losses: In the order of ``LOSS_TERMS``.
+            empty: Number of its empty cross entropies.
+            counts, overlaps: Those of its ``StepOutcome``, (2, k) and (2, 3, k), on all ranks together.
+            has_unlabeled: Unlabeled patches were drawn.
+            finite: Its losses are finite and the networks have learned from them, but for an overflow.
+            overflow: A gradient left the range of half precision.
+        """
         self.steps += 1
         self.unlabeled_steps += has_unlabeled
         self.non_finite_steps += not finite
         self.amp_overflow_steps += overflow
         self.empty_cross_entropies += int(empty)
-        if finite:
-            self.finite_steps += 1
-            self._losses += losses
-        if counts is not None and finite:  # pseudo labels made of NaN say nothing of a class
-            self._counts = counts if self._counts is None else self._counts + counts
-
-    def add_overlaps(self, overlaps: Tensor) -> None:
-        """Of A and of B with the reference of a step's labeled patches, (2, 3, k), on all ranks together."""
+        if not finite:  # predictions made of NaN say nothing of a class
+            return
+        self.finite_steps += 1
+        self._losses += losses
         self._overlaps = overlaps if self._overlaps is None else self._overlaps + overlaps
+        if counts is not None:
+            self._counts = counts if self._counts is None else self._counts + counts
 
     @property
     def training_dice(self) -> tuple[Tensor, Tensor]:

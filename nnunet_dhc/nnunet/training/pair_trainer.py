@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from contextlib import contextmanager
@@ -33,11 +32,12 @@ from nnunet_dhc.nnunet.splits.fold_cases import ensure_splits_file, read_fold_ca
 from nnunet_dhc.nnunet.splits.preprocessed_cases import dataset_class_of
 from nnunet_dhc.nnunet.training import seeding
 from nnunet_dhc.nnunet.training.architecture_b import configuration_of_b
-from nnunet_dhc.nnunet.training.checkpoint import read_checkpoint, save_extended, set_aside, share_content
+from nnunet_dhc.nnunet.training.checkpoint import save_extended, set_aside, share_content
 from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, ValidationStatistics
 from nnunet_dhc.nnunet.training.host_memory import keep_freed_memory
 from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, mirroring_note
 from nnunet_dhc.nnunet.training.objective import build_objective, class_names
+from nnunet_dhc.nnunet.training.pair_state import PairState
 from nnunet_dhc.nnunet.training.paired_loader import PairedLoader
 from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data, refuse_trained_validation_cases
 from nnunet_dhc.nnunet.training.recipe import AUTO, Recipe, changed_since, recipe_from_plans
@@ -78,7 +78,7 @@ class PairTrainer(ReliableTrainer):
         self._continues = bool(plans.get("continue_training"))  # nnU-Net's __init__ takes it out of the plans
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.recipe = recipe_from_plans(type(self).recipe, self.plans_manager.plans)
-        self._labels_decide_exponent = self.recipe.weight_exponent_final == AUTO
+        self.labels_decide_exponent = self.recipe.weight_exponent_final == AUTO
         if not (self.has_unsupervised_patches or self.recipe.has_supervised_term):
             raise UserError(
                 "settings supervised_ce and supervised_dice of nnunet_dhc are both 0, and "
@@ -97,7 +97,7 @@ class PairTrainer(ReliableTrainer):
         self.averaged_pair: AveragedPair | None = None
         self.files = RunFiles(self.output_folder)
         self.timer = StepTimer(self.device)
-        self._checkpoint_state: dict | None = None
+        self._state_of_checkpoint: PairState | None = None
         self._put_off: list[str] | None = None
         self._non_finite_in_a_row = 0
 
@@ -244,7 +244,7 @@ class PairTrainer(ReliableTrainer):
     # ---- start and end ----
 
     def on_train_start(self):
-        if self._continues and self._checkpoint_state is None and not torchrun.is_restarted():
+        if self._continues and self._state_of_checkpoint is None and not torchrun.is_restarted():
             raise UserError(
                 f"--c: there is no checkpoint in {self.output_folder}; run the same command without --c to "
                 "start this training"
@@ -257,7 +257,7 @@ class PairTrainer(ReliableTrainer):
         super().on_train_start()
         self._start_weightings()
         self._start_averaging()
-        starts_anew = self._checkpoint_state is None
+        starts_anew = self._state_of_checkpoint is None
         if starts_anew and self.files.has_epochs:
             self._set_aside("checkpoint_latest.pth", "dhc_log.jsonl", "dhc_run.json")
         self.files.start(self, self.data)
@@ -271,6 +271,7 @@ class PairTrainer(ReliableTrainer):
             self._set_aside("checkpoint_final.pth", "checkpoint_adjusted.pth", "validation")
         if starts_anew:
             self._set_aside("checkpoint_best.pth")
+        self._state_of_checkpoint = None  # averaged weights are in it, too
 
     def _set_aside(self, *names: str) -> None:
         """Keep files of an earlier training in this folder, or of an earlier end of this one, under other names."""
@@ -281,30 +282,20 @@ class PairTrainer(ReliableTrainer):
             self.print_to_log_file(f"{name} of an earlier training in this folder is now {name}.before")
 
     def _start_weightings(self) -> None:
-        state = self._checkpoint_state
-        self.recipe = self.recipe.for_labels(self.data.labeled_counts, self._recipe_begun_with())
-        counts = torch.from_numpy(np.asarray(self.data.labeled_counts)).to(self.device)
+        state, counts = self._state_of_checkpoint, self.data.labeled_counts
+        self.recipe = self.recipe.for_labels(counts, None if state is None else state.recipe_of_labels)
         if state is not None:
-            self._load_states(state)
+            self._go_on_from(state)
             self._report_changes(state)
-        for weighting in self._weightings.values():
+        for weighting in self.objective.weightings:
             if state is None:
-                weighting.initialize(counts)
+                weighting.initialize(torch.from_numpy(np.asarray(counts)).to(self.device))
             weighting.to(self.device)
 
-    def _recipe_begun_with(self) -> dict | None:
-        """That of the run that goes on, unless it had an exponent of the plans that the labels are to decide now."""
-        state = self._checkpoint_state
-        return state["recipe"] if state is not None and state.get("labels_decide_exponent", True) else None
-
-    def _load_states(self, state: dict) -> None:
+    def _go_on_from(self, state: PairState) -> None:
         try:
-            for name, weighting in self._weightings.items():
-                before, now = state["recipe"].get(name), getattr(self.recipe, name)
-                if before not in (None, now):  # several weightings have states of the same form
-                    raise ValueError(f"{name} was {before} and is {now}")
-                weighting.load_state_dict(state[name])
-            self.monitor.load_state_dict(state["monitor"])
+            state.restore_weightings(self.recipe, *self.objective.weightings)
+            self.monitor.load_state_dict(state.monitor)
         except ValueError as error:
             raise UserError(
                 f"class weights of the checkpoint in {self.output_folder} can't be taken over ({error}): restore the "
@@ -317,21 +308,17 @@ class PairTrainer(ReliableTrainer):
         if not (self.has_unsupervised_patches and self.recipe.teacher_momentum > 0):
             return
         self.averaged_pair = AveragedPair(self.pair, self.recipe.teacher_momentum)
-        state = (self._checkpoint_state or {}).pop("averaged_pair", None)
-        if state is not None:
-            self.averaged_pair.load_state_dict(state)
+        state = self._state_of_checkpoint
+        if state is not None and state.averaged_pair is not None:
+            self.averaged_pair.load_state_dict(state.averaged_pair)
 
-    @property
-    def _weightings(self) -> dict:
-        return {"weighting_a": self.objective.weighting_a, "weighting_b": self.objective.weighting_b}
-
-    def _report_changes(self, state: dict) -> None:
-        changes = self.data.changes_since(state["data"], self.files.record.cases)
+    def _report_changes(self, state: PairState) -> None:
+        changes = self.data.changes_since(state.data, self.files.record.cases)
         if changes:
             self._refuse_trained_validation_cases()
             self.data = replace(self.data, warnings=(*self.data.warnings, changes))
         plans_before = self.my_init_kwargs["plans"]  # nnU-Net has put the checkpoint's there
-        settings = changed_since(self.recipe, state["recipe"], plans_before, self.plans_manager.plans)
+        settings = changed_since(self.recipe, state.recipe, plans_before, self.plans_manager.plans)
         if settings:
             self.print_to_log_file(
                 f"WARNING: the recipe of {type(self).__name__} has changed since this run started, probably with the "
@@ -438,15 +425,14 @@ class PairTrainer(ReliableTrainer):
         if outcome.shares is not None:
             self.statistics.gradient_share, self.statistics.unlabeled_gradient_share = outcome.shares
             self._shares_due = not (steps or overflowed)
-        if loss_is_finite:
-            self.statistics.add_overlaps(outcome.labeled_overlaps)
         self.statistics.add(
             np.asarray(losses, dtype=np.float64),
             empty,
             outcome.counts,
-            has_unlabeled,
-            steps or overflowed,
-            overflowed,
+            outcome.labeled_overlaps,
+            has_unlabeled=has_unlabeled,
+            finite=steps or overflowed,
+            overflow=overflowed,
         )
         self._stop_if_never_finite(steps, batch)
         self._choose_streams(self.statistics.steps)
@@ -555,22 +541,10 @@ class PairTrainer(ReliableTrainer):
             self._put_off.append(filename)
             return
         if self.local_rank == 0:
-            save_extended(
-                super().save_checkpoint,
-                filename,
-                {
-                    **{name: weighting.state_dict() for name, weighting in self._weightings.items()},
-                    "monitor": self.monitor.state_dict(),
-                    "averaged_pair": None if self.averaged_pair is None else self.averaged_pair.state_dict(),
-                    "recipe": self.recipe.to_json(),
-                    "labels_decide_exponent": self._labels_decide_exponent,
-                    "data": self.data.fingerprint,
-                    "class_names": self.class_names,
-                },
-            )
+            save_extended(super().save_checkpoint, filename, PairState.of(self).content())
         self.can_be_continued = self.can_be_continued or not self.disable_checkpointing
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        state = read_checkpoint(filename_or_checkpoint, type(self).__name__)
+        state = PairState.read(filename_or_checkpoint, type(self).__name__)
         super().load_checkpoint(filename_or_checkpoint)
-        self._checkpoint_state = copy.deepcopy(state["nnunet_dhc"])  # `state` maps the file, which is replaced later
+        self._state_of_checkpoint = state

@@ -104,8 +104,8 @@ class StepMode:
 def start_anew(trainer: PairTrainer, before: list[dict[str, Any]]) -> None:
     """Undo what a step that failed has left."""
     trainer.optimizer.zero_grad(set_to_none=True)
-    trainer.objective.weighting_a.load_state_dict(before[0])
-    trainer.objective.weighting_b.load_state_dict(before[1])
+    for weighting, state in zip(trainer.objective.weightings, before, strict=True):
+        weighting.load_state_dict(state)
     empty_cache(trainer.device)
     if trainer.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(trainer.device)  # that of the steps that fit is what a user wants to know

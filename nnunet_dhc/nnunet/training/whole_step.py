@@ -124,7 +124,7 @@ def _one_after_the_other(
         _one_network(trainer, inputs, in_halves, shares, network, weighting, target)
         for network, weighting, target in zip(
             "ab",
-            (trainer.objective.weighting_a, trainer.objective.weighting_b),
+            trainer.objective.weightings,
             inputs.unlabeled_targets if inputs.unsupervised else (None, None),
             strict=True,
         )
@@ -201,7 +201,7 @@ def as_list(output: Tensor | list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
 
 def weighting_states(trainer: PairTrainer) -> list[dict[str, Any]]:
     """The states of both weightings, to go back to."""
-    return [trainer.objective.weighting_a.snapshot(), trainer.objective.weighting_b.snapshot()]
+    return [weighting.snapshot() for weighting in trainer.objective.weightings]
 
 
 def keep_weightings_unless_finite(trainer: PairTrainer, before: list[dict[str, Any]], total: Tensor) -> Tensor:
@@ -212,6 +212,6 @@ def keep_weightings_unless_finite(trainer: PairTrainer, before: list[dict[str, A
     non_finite = ~torch.isfinite(total.detach())
     if trainer.is_ddp:
         non_finite = sum_across_ranks(non_finite.float()) > 0
-    for weighting, state in zip((trainer.objective.weighting_a, trainer.objective.weighting_b), before, strict=True):
+    for weighting, state in zip(trainer.objective.weightings, before, strict=True):
         weighting.revert_where(non_finite, state)
     return non_finite
