@@ -91,15 +91,14 @@ def main(arguments: list[str] | None = None) -> int:
     votes = votes_of(of_a, of_b, args.abstain_below)
     pairs = [f"{100 * a:.0f} / {100 * b:.0f}" for a, b in zip(of_a.tolist(), of_b.tolist(), strict=True)]
     print("Dice [%] of A / B on labeled scans, by class:", *pairs, sep="  ")
-    if votes is None:
-        print("Nobody abstains: what both say together is the mean.")
-        return 0
-    print("part of A in each class:", votes[0].tolist())
+    print("Nobody abstains." if votes is None else f"part of A in each class: {votes[0].tolist()}")
     print("| cases | A | B | mean | together | together - mean (95 % interval over cases) |\n|---|---|---|---|---|---|")
     for kind in ("validation", "unlabeled"):
         found: dict[str, list[np.ndarray]] = {"A": [], "B": [], "mean": [], "together": []}
         for reference, a, b in model.logits(kind):
-            outputs = {"A": a, "B": b, "mean": (a + b) / 2, "together": combined_logits(a, b, votes)}
+            mean = (a + b) / 2
+            together = mean if votes is None else combined_logits(a, b, votes)
+            outputs = {"A": a, "B": b, "mean": mean, "together": together}
             for name, logits in outputs.items():
                 found[name].append(case_dice(model, logits, reference))
         if not found["A"]:

@@ -192,7 +192,13 @@ class Unweighted(ClassWeighting):
         return self.weights
 
 
-def tempered(weights: Tensor, exponent: float | Tensor, mean_one: bool, minimum: float = 0.0) -> Tensor:
+def tempered(
+    weights: Tensor,
+    exponent: float | Tensor,
+    mean_one: bool,
+    minimum: float = 0.0,
+    background: float | None = None,
+) -> Tensor:
     """Class weights that differ less, of another size.
 
     v_i = max_j w_j * max(minimum, w_i / max_j w_j)^exponent_i;  mean_one: v_i / mean_j v_j
@@ -203,6 +209,7 @@ def tempered(weights: Tensor, exponent: float | Tensor, mean_one: bool, minimum:
         mean_one: Divide by the mean.
         minimum: Smallest weight before the exponent, relative to the largest. With 0, a weight of 0 stays 0 (but for
             exponent 0), and false positives on a background of that weight cost a cross entropy nothing.
+        background: w_0 before all this, relative to the largest weight of the other classes; None: w_0 as it is.
 
     Returns:
         Shape (k,), the same dtype; all 0 where all weights are.
@@ -210,6 +217,8 @@ def tempered(weights: Tensor, exponent: float | Tensor, mean_one: bool, minimum:
     Source: ours; the DHC family uses its weights as they are.
     """
     tiny = torch.finfo(weights.dtype).tiny
+    if background is not None:
+        weights = torch.cat((background * weights[1:].max()[None], weights[1:]))
     if minimum > 0:
         weights = torch.maximum(weights, minimum * weights.max())
     if isinstance(exponent, Tensor) or exponent != 1:

@@ -36,6 +36,7 @@ class LossComposition:
     counts_from_labeled: bool = False
     weight_mean_one: bool = False
     weight_minimum: float = 0.0
+    background_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,10 @@ class CoTrainingObjective:
         if of_background != of_others:
             exponents = torch.full_like(weights, of_others)
             exponents[:1].fill_(of_background)  # assigning the number would wait for a GPU
-        return tempered(weights, exponents, self.composition.weight_mean_one, self.composition.weight_minimum)
+        composition = self.composition
+        return tempered(
+            weights, exponents, composition.weight_mean_one, composition.weight_minimum, composition.background_weight
+        )
 
     @property
     def couples_networks(self) -> bool:

@@ -28,8 +28,8 @@ _SEMI_SUPERVISED = re.compile(r"nnUNetTrainer(DHC|CPS|CReST|SimiS|Pair(Dist|Diff
 # What a training on labels alone reads of a recipe; all other settings concern unlabeled patches or the run.
 SETTINGS_ON_LABELS = (
     "weighting_a", "weighting_b", "weighting_mode", "weighting_a_options", "weighting_b_options", "weight_exponent",
-    "weight_exponent_final", "background_exponent_final", "weight_mean_one", "weight_minimum", "supervised_ce",
-    "supervised_dice", "dice_smooth", "dice_pooled_over_batch", "initialization_a", "initialization_b",
+    "weight_exponent_final", "background_weight", "background_exponent_final", "weight_mean_one", "weight_minimum",
+    "supervised_ce", "supervised_dice", "dice_smooth", "dice_pooled_over_batch", "initialization_a", "initialization_b",
     "architecture_b", "oversample_foreground", "mirror_axes", "abstain_below",
 )
 _STEPS_TOLERANCE = 0.05

@@ -274,6 +274,15 @@ def test_tempered_weights():
     torch.testing.assert_close(tempered(weights, each, False), torch.tensor([16.0, 1.0, 8.0, 16.0]))
 
 
+def test_background_of_a_given_weight():
+    weights = torch.tensor([20.0, 1.0, 4.0, 16.0])
+    torch.testing.assert_close(tempered(weights, 1.0, False, 0.1, 0.25), torch.tensor([4.0, 1.6, 4.0, 16.0]))
+    torch.testing.assert_close(tempered(weights, 0.5, False, 0.0, 0.25), torch.tensor([8.0, 4.0, 8.0, 16.0]))
+    torch.testing.assert_close(tempered(weights, 1.0, False, 0.1, 0.0), torch.tensor([1.6, 1.6, 4.0, 16.0]))
+    assert torch.equal(tempered(torch.zeros(4), 0.5, True, 0.02, 0.02), torch.zeros(4))
+    assert weights[0] == 20, "the weights of the weighting itself are no others"
+
+
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=20), st.floats(0, 1))
 def test_tempering_keeps_the_order_and_the_largest(values, exponent):
     weights = torch.tensor(values)

@@ -95,6 +95,12 @@ class Recipe:
         f"{EXPONENT_FOR_RARE} if a structure has less than 1/{RARE_RATIO} of the fold's labeled voxels of another one, "
         "otherwise 0",
     )
+    background_weight: float | None = _setting(
+        None,
+        _or_null(_between(0, 1)),
+        "the background's weight before the exponent, relative to the largest one, in both sub-networks; null = what "
+        "each weighting says",
+    )
     background_exponent_final: float | None = _setting(
         None,
         _or_null(_between(0, 1)),
