@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # What a training did whose recipe lacks the setting: the trainers' present value isn't that.
-_BEFORE_THERE_WAS = {"abstain_below": 0.0}
+_BEFORE_THERE_WAS = {"abstain_below": 0.0, "background_weight": None}
 
 
 def completed(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,6 @@ class LossComposition:
     counts_from_labeled: bool = False
     weight_mean_one: bool = False
     weight_minimum: float = 0.0
-    background_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,7 @@ class CoTrainingObjective:
         weightings: Of A and of B.
         weight_exponents: Of the background's weight (class 0) and of all others, see `tempered`; may change from epoch
             to epoch.
+        background_weight: Of both networks, see `tempered`; None leaves it to each weighting.
 
     Source: DHC (Wang & Li, MICCAI 2023), Eq. 1-2 and the released training step.
     """
@@ -149,6 +149,7 @@ class CoTrainingObjective:
         self.output_factors = tuple(float(f) for f in output_factors)
         self.across_ranks = across_ranks
         self.weight_exponents = 1.0, 1.0
+        self.background_weight: float | None = None
 
     @torch.no_grad()
     def pseudo_labels(self, logits_a: Tensor, logits_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +207,7 @@ class CoTrainingObjective:
             exponents[:1].fill_(of_background)  # assigning the number would wait for a GPU
         composition = self.composition
         return tempered(
-            weights, exponents, composition.weight_mean_one, composition.weight_minimum, composition.background_weight
+            weights, exponents, composition.weight_mean_one, composition.weight_minimum, self.background_weight
         )
 
     @property

@@ -52,9 +52,8 @@ def test_exponent_of_the_background_is_of_no_other_class():
 
 
 def test_background_weight_is_that_of_both_networks_before_the_exponent():
-    composition = LossComposition(background_weight=0.25)
-    made = CoTrainingObjective(ClassLabels(3), Unweighted(3), Unweighted(3), composition)
-    made.weight_exponents = (0.5, 1.0)
+    made = objective()
+    made.weight_exponents, made.background_weight = (0.5, 1.0), 0.25
     for weights in made.loss_weights:
         torch.testing.assert_close(weights, torch.tensor([0.5, 1.0, 1.0]))
 

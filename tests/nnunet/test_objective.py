@@ -38,8 +38,6 @@ def objective_of(batch_dice: bool = False, **settings):
         ("weight_mean_one", True, "weight_mean_one", True),
         ("weight_mean_one", False, "weight_mean_one", False),
         ("weight_minimum", 0.03, "weight_minimum", 0.03),
-        ("background_weight", 0.04, "background_weight", 0.04),
-        ("background_weight", None, "background_weight", None),
         ("dice_pooled_over_batch", True, "dice_pooled_over_batch", True),
     ],
 )

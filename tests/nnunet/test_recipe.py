@@ -44,11 +44,22 @@ def test_final_exponent_follows_the_labels_where_it_is_auto():
     assert final([900, 424, 1], None) is None and final([900, 424, 1], 0.25) == 0.25
 
 
+def test_background_weight_is_given_where_a_structure_is_rare_and_it_is_auto():
+    def background(counts, setting="auto"):
+        recipe = Recipe(background_weight=setting)
+        assert recipe.left_to_labels == (("background_weight",) if setting == "auto" else ())
+        return recipe.for_labels(counts).background_weight
+
+    assert background([900, 11, 1]) == 0.02 and background([900, 10, 1]) is None
+    assert background([900, 11, 1], None) is None and background([900, 10, 1], 0.5) == 0.5
+
+
 def test_a_run_that_goes_on_keeps_the_exponent_that_it_began_with():
     auto, equal_counts = Recipe(weight_exponent_final="auto"), [900, 11, 10]
     for before in (0.5, None):
         assert auto.for_labels(equal_counts, {"weight_exponent_final": before}).weight_exponent_final == before
     assert auto.for_labels(equal_counts, {}).weight_exponent_final == 0  # a checkpoint older than the setting
+    assert auto.for_labels(equal_counts, {"background_weight": 0.02}) == Recipe(weight_exponent_final=0.0)
     assert Recipe(weight_exponent_final=0.2).for_labels(equal_counts, {"weight_exponent_final": 0.5}) == Recipe(
         weight_exponent_final=0.2
     )

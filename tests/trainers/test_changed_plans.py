@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from tiny_training import make_trainer, resumed
 
 from nnunet_dhc.errors import UserError
@@ -50,14 +51,33 @@ def test_a_number_in_the_plans_does_not_outlive_them(tiny_dataset):
 
 
 def test_what_the_labels_have_decided_stays_when_they_change(tiny_dataset, monkeypatch):
-    started = make_trainer(tiny_dataset, weight_exponent_final="auto")
+    settings = {"weight_exponent_final": "auto", "background_weight": "auto"}
+    started = make_trainer(tiny_dataset, **settings)
     started.on_train_start()
-    monkeypatch.setattr(Recipe, "for_labels", lambda recipe, counts, begun_with=None: FOR_LABELS(
-        recipe, [1000, 500, 500, 500], begun_with))
-    again = resumed(tiny_dataset, started, weight_exponent_final="auto")
+    monkeypatch.setattr(Recipe, "for_labels", lambda recipe, counts, decided_before=None: FOR_LABELS(
+        recipe, [1000, 500, 500, 500], decided_before))
+    again = resumed(tiny_dataset, started, **settings)
     again.on_train_start()
-    assert again.recipe.weight_exponent_final == started.recipe.weight_exponent_final == 0.5
-    assert FOR_LABELS(Recipe(weight_exponent_final="auto"), [1000, 500, 500, 500]).weight_exponent_final == 0
+    assert again.recipe == started.recipe
+    assert (again.recipe.weight_exponent_final, again.recipe.background_weight) == (0.5, 0.02)
+    of_labels_now = FOR_LABELS(Recipe(**settings), [1000, 500, 500, 500])
+    assert (of_labels_now.weight_exponent_final, of_labels_now.background_weight) == (0, None)
+
+
+def test_a_run_that_began_before_there_was_a_background_weight_goes_on_without(tiny_dataset):
+    settings = {"weight_exponent_final": "auto", "background_weight": "auto"}
+    started = make_trainer(tiny_dataset, **settings)
+    started.on_train_start()
+    path = started.files.path("checkpoint_latest.pth")
+    checkpoint = torch.load(path, weights_only=False)
+    ours = checkpoint["nnunet_dhc"]
+    assert ours.pop("decided_by_labels") == {"weight_exponent_final": 0.5, "background_weight": 0.02}
+    del ours["recipe"]["background_weight"]
+    ours |= {"labels_decide_exponent": True, "recipe": {**ours["recipe"], "weight_exponent_final": 0.25}}
+    torch.save(checkpoint, path)
+    again = resumed(tiny_dataset, started, **settings)
+    again.on_train_start()
+    assert (again.recipe.weight_exponent_final, again.recipe.background_weight) == (0.25, None)
 
 
 def test_preprocessed_cases_that_are_gone_are_one_line(tiny_dataset, started):

@@ -80,7 +80,6 @@ def build_objective(
         counts_from_labeled=recipe.counts_from == "labeled",
         weight_mean_one=recipe.weight_mean_one,
         weight_minimum=recipe.weight_minimum,
-        background_weight=recipe.background_weight,
     )
     weighting_a, weighting_b = (
         make_weighting(name, labels.num_classes, recipe.weighting_mode, options)

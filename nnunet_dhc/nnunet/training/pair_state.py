@@ -29,7 +29,7 @@ class PairState:
         recipe: Every setting, as `Recipe.to_json` writes it.
         data: `TrainingData.fingerprint`.
         class_names: Of the k classes, background first.
-        labels_decide_exponent: Whether the recipe's final exponent came from the labels, not from the plans.
+        decided_by_labels: Settings of the recipe that it leaves to the labels, and what these decided.
     """
 
     weighting_a: dict[str, Any]
@@ -39,7 +39,7 @@ class PairState:
     recipe: dict[str, Any]
     data: dict[str, str]
     class_names: list[str]
-    labels_decide_exponent: bool = True
+    decided_by_labels: dict[str, Any]
 
     @classmethod
     def of(cls, trainer: PairTrainer) -> PairState:
@@ -53,7 +53,7 @@ class PairState:
             recipe=trainer.recipe.to_json(),
             data=trainer.data.fingerprint,
             class_names=trainer.class_names,
-            labels_decide_exponent=trainer.labels_decide_exponent,
+            decided_by_labels={name: getattr(trainer.recipe, name) for name in trainer.settings_of_labels},
         )
 
     @classmethod
@@ -64,17 +64,12 @@ class PairState:
             UserError: See `read_checkpoint`.
         """
         saved = read_checkpoint(filename, trainer_name)[STATE_KEY]
-        known = {field.name for field in fields(cls)}
-        return cls(**copy.deepcopy({name: value for name, value in saved.items() if name in known}))
+        complete = {"averaged_pair": None, "decided_by_labels": _decided_earlier(saved), **saved}
+        return cls(**copy.deepcopy({field.name: complete[field.name] for field in fields(cls)}))
 
     def content(self) -> dict[str, Any]:
         """What `read` reads; the tensors are no copies."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @property
-    def recipe_of_labels(self) -> Mapping[str, Any] | None:
-        """The recipe, unless its exponent came from plans that leave it to the labels now."""
-        return self.recipe if self.labels_decide_exponent else None
 
     def restore_weightings(self, recipe: Recipe, weighting_a: ClassWeighting, weighting_b: ClassWeighting) -> None:
         """Let class weightings go on where these were.
@@ -87,3 +82,11 @@ class PairState:
             if before not in (None, now):  # several weightings have states of the same form
                 raise ValueError(f"{name} was {before} and is {now}")
             weighting.load_state_dict(getattr(self, name))
+
+
+def _decided_earlier(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What the labels decided in a checkpoint that doesn't list it: at most the exponent."""
+    decided: dict[str, Any] = {"background_weight": None}
+    if saved.get("labels_decide_exponent", True) and "weight_exponent_final" in saved["recipe"]:
+        decided["weight_exponent_final"] = saved["recipe"]["weight_exponent_final"]
+    return decided

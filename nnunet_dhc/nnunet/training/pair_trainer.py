@@ -40,7 +40,7 @@ from nnunet_dhc.nnunet.training.objective import build_objective, class_names
 from nnunet_dhc.nnunet.training.pair_state import PairState
 from nnunet_dhc.nnunet.training.paired_loader import PairedLoader
 from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data, refuse_trained_validation_cases
-from nnunet_dhc.nnunet.training.recipe import AUTO, Recipe, changed_since, recipe_from_plans
+from nnunet_dhc.nnunet.training.recipe import Recipe, changed_since, recipe_from_plans
 from nnunet_dhc.nnunet.training.run_files import RunFiles
 from nnunet_dhc.nnunet.training.step_mode import StepMode
 from nnunet_dhc.nnunet.training.step_timer import StepTimer
@@ -78,7 +78,7 @@ class PairTrainer(ReliableTrainer):
         self._continues = bool(plans.get("continue_training"))  # nnU-Net's __init__ takes it out of the plans
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.recipe = recipe_from_plans(type(self).recipe, self.plans_manager.plans)
-        self.labels_decide_exponent = self.recipe.weight_exponent_final == AUTO
+        self.settings_of_labels = self.recipe.left_to_labels
         if not (self.has_unsupervised_patches or self.recipe.has_supervised_term):
             raise UserError(
                 "settings supervised_ce and supervised_dice of nnunet_dhc are both 0, and "
@@ -283,7 +283,7 @@ class PairTrainer(ReliableTrainer):
 
     def _start_weightings(self) -> None:
         state, counts = self._state_of_checkpoint, self.data.labeled_counts
-        self.recipe = self.recipe.for_labels(counts, None if state is None else state.recipe_of_labels)
+        self.recipe = self.recipe.for_labels(counts, None if state is None else state.decided_by_labels)
         if state is not None:
             self._go_on_from(state)
             self._report_changes(state)
@@ -360,6 +360,7 @@ class PairTrainer(ReliableTrainer):
             keep_freed_memory()  # not before the loaders have started their workers, which would keep theirs
         self.loss_weight, self.unlabeled_rate = self.schedule(self.current_epoch)
         self.objective.weight_exponents = self.recipe.weight_exponents_at(self.current_epoch, self.num_epochs)
+        self.objective.background_weight = self.recipe.background_weight
         self.statistics = TrainingStatistics(self.objective.labels.num_classes)
         self._shares_due = True
         self.timer.read()

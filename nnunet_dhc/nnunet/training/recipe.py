@@ -15,9 +15,10 @@ from nnunet_dhc.nnunet.host.plans_settings import CONFIGURE, PLANS_KEY, settings
 WEIGHTINGS = ("none", "distdw", "diffdw", "crest", "simis", "cld")
 AUTO = "auto"
 ARCHITECTURE_KEYS = ("network_class_name", "arch_kwargs", "_kw_requires_import")
-# weight_exponent_final=auto: the exponent where some structure is rare, and how much rarer than another it must be.
-# Measured with 424 (abdominal CT) and 1.1 (hippocampus) between the most frequent and the rarest: docs/results.
-EXPONENT_FOR_RARE, RARE_RATIO = 0.5, 10
+# What auto means where some structure is rare, and how much rarer than another it must be. Measured with 424 (abdominal
+# CT) and 1.1 (hippocampus) between the most frequent and the rarest: docs/results.
+EXPONENT_FOR_RARE, BACKGROUND_FOR_RARE, RARE_RATIO = 0.5, 0.02, 10
+_SOMETHING_RARE = f"if a structure has less than 1/{RARE_RATIO} of the fold's labeled voxels of another one"
 
 
 def _choice(*values: str):
@@ -92,14 +93,13 @@ class Recipe:
         None,
         _or_null(_or_auto(_between(0, 1))),
         "exponent in the last epoch, approached evenly from the first one on; null = weight_exponent; auto = "
-        f"{EXPONENT_FOR_RARE} if a structure has less than 1/{RARE_RATIO} of the fold's labeled voxels of another one, "
-        "otherwise 0",
+        f"{EXPONENT_FOR_RARE} {_SOMETHING_RARE}, otherwise 0",
     )
-    background_weight: float | None = _setting(
+    background_weight: float | str | None = _setting(
         None,
-        _or_null(_between(0, 1)),
+        _or_null(_or_auto(_between(0, 1))),
         "the background's weight before the exponent, relative to the largest one, in both sub-networks; null = what "
-        "each weighting says",
+        f"each weighting says; auto = {BACKGROUND_FOR_RARE} {_SOMETHING_RARE}, otherwise null",
     )
     background_exponent_final: float | None = _setting(
         None,
@@ -249,21 +249,26 @@ class Recipe:
         leaves_out = self.unlabeled_schedule == "ramp" and self.ramp_length > 0 and self.unlabeled_minimum_rate < 1
         return has_term and not leaves_out
 
-    def for_labels(self, labeled_counts: Sequence[int], begun_with: Mapping[str, Any] | None = None) -> Recipe:
-        """The recipe with numbers where it says "auto" for what the labels decide.
+    @property
+    def left_to_labels(self) -> tuple[str, ...]:
+        """Names of the settings that the labels are still to decide."""
+        return tuple(name for name in ("weight_exponent_final", "background_weight") if getattr(self, name) == AUTO)
+
+    def for_labels(self, labeled_counts: Sequence[int], decided_before: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe with values for what is left to the labels.
 
         Args:
             labeled_counts: Labeled voxels of each class, background first.
-            begun_with: The recipe of a run that goes on; it keeps the number that it has had.
+            decided_before: What the labels decided when the run began that goes on; it keeps these values.
         """
-        if self.weight_exponent_final != AUTO:
-            return self
-        before = (begun_with or {}).get("weight_exponent_final", AUTO)
-        if before != AUTO:
-            return replace(self, weight_exponent_final=before)
         labeled = [int(count) for count in labeled_counts[1:] if count > 0]
         has_rare = bool(labeled) and max(labeled) > RARE_RATIO * min(labeled)
-        return replace(self, weight_exponent_final=EXPONENT_FOR_RARE if has_rare else 0.0)
+        decided = {
+            "weight_exponent_final": EXPONENT_FOR_RARE if has_rare else 0.0,
+            "background_weight": BACKGROUND_FOR_RARE if has_rare else None,
+            **(decided_before or {}),
+        }
+        return replace(self, **{name: decided[name] for name in self.left_to_labels})
 
     def weight_exponents_at(self, epoch: int, num_epochs: int) -> tuple[float, float]:
         """Exponents of the background's weight and of all others in an epoch, counted from 0; after `for_labels`."""
