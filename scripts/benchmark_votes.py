@@ -41,7 +41,10 @@ class Model:
         self.pair = pair_of(self.predictor, folder)
         if self.predictor.label_manager.has_regions:
             raise UserError(f"{folder}: labels that are regions aren't counted here")
-        self.labels = ClassLabels(self.predictor.label_manager.num_segmentation_heads)
+        if self.predictor.configuration_manager.previous_stage_name is not None:
+            raise UserError(f"{folder}: a second stage of a cascade isn't counted here")
+        labels = self.predictor.label_manager
+        self.labels = ClassLabels(labels.num_segmentation_heads, labels.ignore_label)
         dataset = preprocessed / folder.parent.name
         folder_of_cases = dataset / self.predictor.configuration_manager.data_identifier
         self.dataset = dataset_class_of(folder_of_cases, PREPROCESS)(str(folder_of_cases))

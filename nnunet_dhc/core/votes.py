@@ -6,12 +6,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LEARNED = 0.1  # Dice from which on a network has learned a class, if little of it
+
 
 def votes_of(dice_a: Tensor, dice_b: Tensor, abstain_below: float, before: Tensor | None = None) -> Tensor | None:
     """Part of each network in what both say of each class.
 
-    A network abstains from a class that it has not learned: v_Xi = 0 where dice_Xi < abstain_below * dice_Yi, with Y
-    the other network, whose part is 1 there. Elsewhere both have 1/2. Where a Dice is NaN, all stays as before.
+    A network abstains from a class that the other one has learned and it has not: v_Xi = 0 where dice_Yi >= 0.1 and
+    dice_Xi < abstain_below * dice_Yi, with Y the other network, whose part is 1 there. Elsewhere both have 1/2. Where a
+    Dice is NaN, all stays as before.
 
     Args:
         dice_a, dice_b: Dice of each network on patches that it was trained on, (k,), background included; NaN for a
@@ -24,7 +27,8 @@ def votes_of(dice_a: Tensor, dice_b: Tensor, abstain_below: float, before: Tenso
 
     Source: own.
     """
-    unlearned = torch.stack((dice_a < abstain_below * dice_b, dice_b < abstain_below * dice_a))
+    of_a, of_b = dice_a < abstain_below * dice_b, dice_b < abstain_below * dice_a
+    unlearned = torch.stack((of_a & (dice_b >= LEARNED), of_b & (dice_a >= LEARNED)))
     unlearned[:, 0] = False
     votes = torch.full(unlearned.shape, 0.5)
     votes[unlearned] = 0.0

@@ -19,6 +19,12 @@ def test_a_network_abstains_from_what_it_has_learned_far_worse():
     assert votes.T.tolist() == [BOTH, A_ALONE, B_ALONE, BOTH, B_ALONE, BOTH, BOTH, BOTH]
 
 
+def test_nobody_abstains_for_a_network_that_has_not_learned_the_class_either():
+    """One that floods a class has a little of it right, and would decide against the neighbors."""
+    dice_a, dice_b = torch.tensor([0.9, 0.09, 0.0, 0.10]), torch.tensor([0.9, 0.0, 0.02, 0.0])
+    assert votes_of(dice_a, dice_b, 0.25).T.tolist() == [BOTH, BOTH, BOTH, A_ALONE]
+
+
 def test_patches_without_a_class_change_nothing_for_it():
     before = torch.tensor([BOTH, B_ALONE, A_ALONE, BOTH]).T
     dice_a, dice_b = torch.tensor([1.0, NAN, 0.5, NAN]), torch.tensor([1.0, NAN, 0.5, NAN])

@@ -64,7 +64,7 @@ class PairState:
             UserError: See `read_checkpoint`.
         """
         saved = read_checkpoint(filename, trainer_name)[STATE_KEY]
-        complete = {"averaged_pair": None, "decided_by_labels": _decided_earlier(saved), **saved}
+        complete = {"averaged_pair": None, "class_names": [], "decided_by_labels": _decided_earlier(saved), **saved}
         return cls(**copy.deepcopy({field.name: complete[field.name] for field in fields(cls)}))
 
     def content(self) -> dict[str, Any]:

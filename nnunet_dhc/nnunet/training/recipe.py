@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
+from nnunet_dhc.core.votes import LEARNED
 from nnunet_dhc.earlier_recipes import completed
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.host.plans_settings import CONFIGURE, PLANS_KEY, settings_in
@@ -174,7 +175,7 @@ class Recipe:
         0.0,
         _between(0, 1),
         "a sub-network has no say in a class, in validation and prediction, while its Dice on labeled patches is below "
-        "this part of the other's; 0 = both have always half",
+        f"this part of the other's, which is at least {LEARNED}; 0 = both have always half",
     )
     oversample_foreground: float | None = _setting(
         None,
