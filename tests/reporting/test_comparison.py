@@ -615,6 +615,17 @@ def test_a_difference_that_is_not_claimed_is_never_bold():
     assert found[metric.key] == {"overall": None, "1": "near"}
 
 
+@pytest.mark.parametrize(("of_last", "bold"), [("worse", "baseline"), ("no claim", None)])
+def test_a_baseline_is_bold_only_where_every_other_row_is_claimed_to_be_worse(of_last, bold):
+    best = [0.6 + 0.01 * case for case in range(8)]
+    rows = [MadeUpScores("baseline", best), *(MadeUpScores(name, [value - 0.2 for value in best]) for name in "ab")]
+    differences = [{"row": name, "metrics": {"dice": {"overall": {"claim": claimed}, "groups": {},
+                                                      "structures": {"1": {"claim": "worse"}}}}}
+                   for name, claimed in (("a", "worse"), ("b", of_last))]
+    found = winners(rows, replace(STANDARD, metrics=STANDARD.metrics[:1]), ["all"], differences)
+    assert found["dice"] == {"overall": bold, "1": "baseline"}
+
+
 def test_stock_with_other_labels_is_no_control():
     def row(name, role, labeled):
         facts = {"labeled_cases": labeled, "steps": 40, "seconds": 40.0}
