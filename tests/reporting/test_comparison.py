@@ -626,6 +626,22 @@ def test_a_baseline_is_bold_only_where_every_other_row_is_claimed_to_be_worse(of
     assert found["dice"] == {"overall": bold, "1": "baseline"}
 
 
+def test_a_structure_of_a_single_case_leaves_no_interval_and_no_claim(tmp_path):
+    """The rare box is in one of eight cases; row b is better in every case, and most of all there."""
+    for case in range(8):
+        for name, shift in (("reference", 0), ("b", 1 if case else 0), ("a", 2)):
+            write_volume(tmp_path / name / f"c{case}.nii.gz", boxes(shift, rare=case == 0))
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    rows = [(name, tmp_path / name) for name in "ab"]
+    found = build_comparison(collect_folders(rows, tmp_path / "reference", djfile), Options(images=False))
+    overall = found["differences"][0]["metrics"]["dice"]["overall"]
+    assert (overall["n"], overall["low"], overall["high"], overall["claim"]) == (8, None, None, "no claim")
+    assert found["verdict"]["sentence"].endswith("; no interval can be given: some structures have too few cases.")
+    assert found["winners"]["dice"]["overall"] is None and found["winners"]["dice"]["1"] == "b"
+    write_comparison(found, tmp_path / "pages")
+    assert "None" not in render_text(found) + render_markdown(found)
+
+
 def test_stock_with_other_labels_is_no_control():
     def row(name, role, labeled):
         facts = {"labeled_cases": labeled, "steps": 40, "seconds": 40.0}
