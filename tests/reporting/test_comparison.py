@@ -124,19 +124,51 @@ def test_a_recipe_that_follows_the_labels_of_each_fold_is_compared_fold_by_fold(
 
 
 def test_each_setting_concerns_training_on_labels_or_does_not():
-    """A new setting belongs in one of the two lists: a control that differs in one of the first is no control."""
+    """A new setting belongs in one of the three lists: a control that differs in one of the first is no control."""
     of_unlabeled_patches = {
         "counts_from", "unsupervised_ce", "unsupervised_dice", "unsupervised_on", "teacher", "teacher_momentum",
         "unsupervised_deep_supervision", "confidence_threshold", "lambda_max", "ramp_length", "ramp_lag_epochs",
-        "unlabeled_schedule", "unlabeled_minimum_rate", "paste_side", "allow_leaks",
+        "unlabeled_schedule", "unlabeled_minimum_rate", "paste_side",
     }
-    of_the_run = {
-        "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "low_memory", "max_non_finite_steps",
-        "collapse_patience",
-    }
-    on_labels = set(attribution.SETTINGS_ON_LABELS)
-    assert on_labels.isdisjoint(of_unlabeled_patches | of_the_run)
+    on_labels, of_the_run = set(attribution.SETTINGS_ON_LABELS), set(attribution.SETTINGS_OF_THE_RUN)
+    assert on_labels.isdisjoint(of_unlabeled_patches | of_the_run) and of_the_run.isdisjoint(of_unlabeled_patches)
     assert on_labels | of_unlabeled_patches | of_the_run == {setting.name for setting in fields(Recipe)}
+
+
+RECIPE = {"paste_side": 0.67, "lambda_max": 0.1, "supervised_ce": 1.0, "counts_from": "unlabeled", "num_epochs": 4}
+OF_SUPERVISED = {**RECIPE, "counts_from": "labeled"}
+
+
+def _made_up_row(name, role, recipe=None, **facts):
+    runs = [{"fold": "0", "recipe": recipe}]
+    return {"name": name, "role": role, "facts": {"steps": 40, "seconds": 40.0, **facts}, "runs": runs, **SAME_PLANS}
+
+
+def _attribution_of(*rows):
+    def contrast(*_):
+        return {"mean": 0.1, "low": 0.05, "high": 0.15, "n": 20, "p": 0.001}
+
+    return attribution.attribution(rows, contrast, STANDARD.metrics[0], None)
+
+
+@pytest.mark.parametrize(("of_mixed", "of_supervised", "said"), [
+    ({"num_epochs": 8}, {}, ["the same pair without them", "scans change the pair by", "class weights change stock"]),
+    ({"lambda_max": 0.2}, {"lambda_max": 0.3}, [
+        "a pair without them whose recipe differs, too (in lambda_max)", "scans change the pair by",
+        "class weights change stock"]),
+    ({}, {"supervised_ce": 0.5}, [
+        "the same pair without them", "scans change a pair whose recipe differs, too (in supervised_ce), by",
+        "class weights (of a pair that differs from dhc in supervised_ce) change stock"]),
+    ({"supervised_ce": 0.5}, {"supervised_ce": 0.5}, [
+        "a pair without them whose recipe differs, too (in supervised_ce)", "scans change the pair by",
+        "class weights (of a pair that differs from dhc in supervised_ce) change stock"]),
+])
+def test_each_part_names_the_settings_in_which_its_pairs_differ(of_mixed, of_supervised, said):
+    found = _attribution_of(
+        _made_up_row("stock", "stock"), _made_up_row("dhc", "semi-supervised", RECIPE),
+        _made_up_row("mixed", "pair mixed", {**RECIPE, **of_mixed}),
+        _made_up_row("supervised", "pair supervised", {**OF_SUPERVISED, **of_supervised}))
+    assert [text for text in said if text not in found["sentence"]] == []
 
 
 def test_missing_controls_are_named(tree):
