@@ -164,9 +164,10 @@ class _Beside:
     def missing(self) -> list[str]:
         """Rows that a user would have to train, each with what it would tell."""
         texts = []
-        if not self.control:
-            texts.append("nnUNetTrainerPairSupervised with the same plans and number of steps: without it, the part of "
-                         "the unlabeled data can't be told from that of two networks")
+        if not self.supervised:
+            unknown = ("the part of mixed patches can't be told from that of two networks" if self.control else
+                       "the part of the unlabeled data can't be told from that of two networks")
+            texts.append(f"nnUNetTrainerPairSupervised with the same plans and number of steps: without it, {unknown}")
         if self.mixes and not self.mixed:
             texts.append("nnUNetTrainerPairMixed with the same plans and number of steps: without it, the part of the "
                          "unlabeled data can't be told from that of mixed patches, which labeled scans give as well")

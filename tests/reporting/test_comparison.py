@@ -484,6 +484,16 @@ def test_better_in_the_mean_of_structures_and_worse_in_most_cases_is_no_claim():
     assert overall["low"] > 0 and overall["claim"] == "no claim"
 
 
+@pytest.mark.parametrize(("also", "part"), [
+    ([_made_up_row("mixed", "pair mixed", RECIPE)], "mixed patches"), ([], "the unlabeled data"),
+])
+def test_a_missing_pair_on_labels_alone_is_named_beside_one_with_mixed_patches_too(also, part):
+    found = _attribution_of(_made_up_row("stock", "stock"), _made_up_row("dhc", "semi-supervised", RECIPE), *also)
+    assert found["missing"][0] == ("nnUNetTrainerPairSupervised with the same plans and number of steps: without it, "
+                                   f"the part of {part} can't be told from that of two networks")
+    assert any(text.startswith("nnUNetTrainerPairMixed") for text in found["missing"]) == (not also)
+
+
 def test_an_upper_bound_is_no_control(tree):
     tree.add_stock().add_stock("nnUNetTrainer_16epochs", epochs=16).add_pair("nnUNetTrainerDHC")
     tree.add_pair("nnUNetTrainerPairSupervised", labeled=[*tree.labeled, "another"], unlabeled=0)
