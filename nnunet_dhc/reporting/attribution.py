@@ -193,9 +193,9 @@ def _comparable_with(target: _Row, rows: Sequence[_Row]) -> list[_Row]:
 
 
 def _control_of(target: _Row, rows: Sequence[_Row]) -> _Row | None:
-    """The one with as many steps, and if there are several, with the settings of the target."""
-    rows = [row for row in rows if not _differing_settings(row, target)] or rows
-    return _closest(rows, target, "steps", _STEPS_TOLERANCE)
+    """Of those with as many steps the one with the settings of the target, or else the closest."""
+    near = _near(rows, target, "steps", _STEPS_TOLERANCE)
+    return next((row for row in near if not _differing_settings(row, target)), near[0] if near else None)
 
 
 def _differing_settings(row: _Row, other: _Row) -> list[str]:
@@ -221,13 +221,18 @@ def _differing_settings(row: _Row, other: _Row) -> list[str]:
 
 
 def _closest(rows: Sequence[_Row], target: _Row, fact: str, tolerance: float) -> _Row | None:
+    return next(iter(_near(rows, target, fact, tolerance)), None)
+
+
+def _near(rows: Sequence[_Row], target: _Row, fact: str, tolerance: float) -> list[_Row]:
+    """Rows whose fact is that of the target within a relative tolerance, the closest first."""
     wanted = target["facts"].get(fact)
     known = [row for row in rows if row["facts"].get(fact)]
     if not wanted or not known:
         # Folders of predictions don't tell their steps: the row's name has to do, and the page says so.
-        return rows[0] if rows and fact == "steps" and not wanted and not known else None
-    best = min(known, key=lambda row: abs(row["facts"][fact] - wanted))
-    return best if abs(best["facts"][fact] - wanted) <= tolerance * wanted else None
+        return list(rows) if fact == "steps" and not wanted and not known else []
+    return sorted((row for row in known if abs(row["facts"][fact] - wanted) <= tolerance * wanted),
+                  key=lambda row: abs(row["facts"][fact] - wanted))
 
 
 def _epochs_for_equal_time(target: _Row, stock: _Row | None) -> str:

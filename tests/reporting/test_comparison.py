@@ -494,6 +494,15 @@ def test_a_missing_pair_on_labels_alone_is_named_beside_one_with_mixed_patches_t
     assert any(text.startswith("nnUNetTrainerPairMixed") for text in found["missing"]) == (not also)
 
 
+def test_a_control_with_the_same_recipe_but_fewer_steps_is_not_taken_before_one_with_as_many():
+    rows = [_made_up_row("dhc", "semi-supervised", RECIPE), _made_up_row("short", "pair mixed", RECIPE, steps=20),
+            _made_up_row("other", "pair mixed", {**RECIPE, "lambda_max": 0.2})]
+    found = _attribution_of(*rows)
+    assert [(part["against"], part["differing_settings"]) for part in found["parts"]] == [("other", ["lambda_max"])]
+    alike = _made_up_row("alike", "pair mixed", RECIPE, steps=41)  # and of two with as many, the one with the recipe
+    assert [part["against"] for part in _attribution_of(*rows, alike)["parts"]] == ["alike"]
+
+
 def test_an_upper_bound_is_no_control(tree):
     tree.add_stock().add_stock("nnUNetTrainer_16epochs", epochs=16).add_pair("nnUNetTrainerDHC")
     tree.add_pair("nnUNetTrainerPairSupervised", labeled=[*tree.labeled, "another"], unlabeled=0)
