@@ -25,12 +25,17 @@ _CONTROLS = {
     "pair mixed": re.compile(r"nnUNetTrainerPairMixed(_\d+epochs?)?$"),
 }
 _SEMI_SUPERVISED = re.compile(r"nnUNetTrainer(DHC|CPS|CReST|SimiS|Pair(Dist|Diff)DW)")
-# What a training on labels alone reads of a recipe; all other settings concern unlabeled patches or the run.
+# What a training on labels alone reads of a recipe.
 SETTINGS_ON_LABELS = (
     "weighting_a", "weighting_b", "weighting_mode", "weighting_a_options", "weighting_b_options", "weight_exponent",
     "weight_exponent_final", "background_weight", "background_exponent_final", "weight_mean_one", "weight_minimum",
     "supervised_ce", "supervised_dice", "dice_smooth", "dice_pooled_over_batch", "initialization_a", "initialization_b",
     "architecture_b", "oversample_foreground", "mirror_axes", "abstain_below",
+)
+# How long and how guarded a training runs, of which the length is compared by the number of steps.
+SETTINGS_OF_THE_RUN = (
+    "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "low_memory", "allow_leaks",
+    "collapse_patience", "max_non_finite_steps",
 )
 _STEPS_TOLERANCE = 0.05
 _TIME_TOLERANCE = 0.15
@@ -86,14 +91,13 @@ def attribution(rows: Sequence[_Row], contrast: Callable[[str, str], dict[str, A
     correct(list(contrasts.values()), metric)
     parts = {what: {"what": what, "row": row["name"], "against": other["name"],
                     **contrasts[row["name"], other["name"]]} for what, row, other in pairs}
-    differing = _differing_settings(beside.control, target) if beside.control else []
-    if beside.control:
-        parts[beside.part_of_control]["differing_settings"] = differing
+    for what, differing in beside.differing_settings().items():
+        parts[what]["differing_settings"] = differing
     missing = beside.missing()
     if parts and not target["facts"].get("steps"):
         missing.append("a record of the number of steps: that the rows had equally many is taken from their names")
     return {"subject": target["name"], "parts": list(parts.values()), "missing": missing,
-            "sentence": _sentence(target["name"], parts, differing, metric)}
+            "sentence": _sentence(target["name"], parts, metric)}
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,21 @@ class _Beside:
             found.append((LONGER_STOCK, time, steps))
         return found
 
+    def differing_settings(self) -> dict[str, list[str]]:
+        """Per part with a control, in which settings the two pairs differ.
+
+        Stock has no recipe: the pair that is compared with it should be the pair whose gain is explained.
+        """
+        return {what: _differing_settings(row, self.target if what == NETWORKS else other)
+                for what, row, other in self.pairs() if what in (UNLABELED, UNLABELED_AND_MIXED, MIXED, NETWORKS)}
+
     def missing(self) -> list[str]:
         """Rows that a user would have to train, each with what it would tell."""
         texts = []
-        if not self.control:
-            texts.append("nnUNetTrainerPairSupervised with the same plans and number of steps: without it, the part of "
-                         "the unlabeled data can't be told from that of two networks")
+        if not self.supervised:
+            unknown = ("the part of mixed patches can't be told from that of two networks" if self.control else
+                       "the part of the unlabeled data can't be told from that of two networks")
+            texts.append(f"nnUNetTrainerPairSupervised with the same plans and number of steps: without it, {unknown}")
         if self.mixes and not self.mixed:
             texts.append("nnUNetTrainerPairMixed with the same plans and number of steps: without it, the part of the "
                          "unlabeled data can't be told from that of mixed patches, which labeled scans give as well")
@@ -180,29 +193,46 @@ def _comparable_with(target: _Row, rows: Sequence[_Row]) -> list[_Row]:
 
 
 def _control_of(target: _Row, rows: Sequence[_Row]) -> _Row | None:
-    """The one with as many steps, and if there are several, with the settings of the target."""
-    rows = [row for row in rows if not _differing_settings(row, target)] or rows
-    return _closest(rows, target, "steps", _STEPS_TOLERANCE)
+    """Of those with as many steps the one with the settings of the target, or else the closest."""
+    near = _near(rows, target, "steps", _STEPS_TOLERANCE)
+    return next((row for row in near if not _differing_settings(row, target)), near[0] if near else None)
 
 
 def _differing_settings(row: _Row, other: _Row) -> list[str]:
-    """Settings on labels in which trainings of the same fold differ, of those that the records of both tell."""
+    """Settings in which trainings of the same fold differ, of those that the records of both tell.
+
+    Args:
+        row: A pair.
+        other: Another one. If one of them is trained on labels alone, the settings on labels are compared, otherwise
+            all but those of the run.
+
+    Returns:
+        Names of the settings.
+    """
     recipes = [(completed(run["recipe"]), completed(another["recipe"])) for run in row["runs"]
                for another in other["runs"] if run.get("fold") == another.get("fold")
                and isinstance(run.get("recipe"), dict) and isinstance(another.get("recipe"), dict)]
-    return [name for name in SETTINGS_ON_LABELS
+    told = dict.fromkeys(name for of_row, of_other in recipes for name in of_row if name in of_other)
+    on_labels_alone = "pair supervised" in (row["role"], other["role"])
+    names = SETTINGS_ON_LABELS if on_labels_alone else [name for name in told if name not in SETTINGS_OF_THE_RUN]
+    return [name for name in names
             if any(name in of_row and name in of_other and of_row[name] != of_other[name]
                    for of_row, of_other in recipes)]
 
 
 def _closest(rows: Sequence[_Row], target: _Row, fact: str, tolerance: float) -> _Row | None:
+    return next(iter(_near(rows, target, fact, tolerance)), None)
+
+
+def _near(rows: Sequence[_Row], target: _Row, fact: str, tolerance: float) -> list[_Row]:
+    """Rows whose fact is that of the target within a relative tolerance, the closest first."""
     wanted = target["facts"].get(fact)
     known = [row for row in rows if row["facts"].get(fact)]
     if not wanted or not known:
         # Folders of predictions don't tell their steps: the row's name has to do, and the page says so.
-        return rows[0] if rows and fact == "steps" and not wanted and not known else None
-    best = min(known, key=lambda row: abs(row["facts"][fact] - wanted))
-    return best if abs(best["facts"][fact] - wanted) <= tolerance * wanted else None
+        return list(rows) if fact == "steps" and not wanted and not known else []
+    return sorted((row for row in known if abs(row["facts"][fact] - wanted) <= tolerance * wanted),
+                  key=lambda row: abs(row["facts"][fact] - wanted))
 
 
 def _epochs_for_equal_time(target: _Row, stock: _Row | None) -> str:
@@ -212,7 +242,7 @@ def _epochs_for_equal_time(target: _Row, stock: _Row | None) -> str:
     return "that trains about as long"
 
 
-def _sentence(subject: str, parts: dict[str, dict[str, Any]], differing: list[str], metric: Metric) -> str:
+def _sentence(subject: str, parts: dict[str, dict[str, Any]], metric: Metric) -> str:
     """What the parts say; nothing without a control, from which alone the unlabeled data's part is known."""
     def change(what: str) -> str | None:
         part = parts.get(what)
@@ -223,16 +253,22 @@ def _sentence(subject: str, parts: dict[str, dict[str, Any]], differing: list[st
     def doubt(what: str) -> str:
         return "" if parts[what]["claim"] in ("better", "worse") else " (no claim)"
 
+    def differing(what: str) -> str:
+        return ", ".join(parts[what]["differing_settings"])
+
     unlabeled = next((what for what in (UNLABELED, UNLABELED_AND_MIXED) if change(what)), None)
     if unlabeled is None:
         return ""
-    control = (f"a pair without them whose recipe differs, too (in {', '.join(differing)})" if differing
+    control = (f"a pair without them whose recipe differs, too (in {settings})" if (settings := differing(unlabeled))
                else "the same pair without them")
     clauses = [f"The {unlabeled} change {subject} by {change(unlabeled)} against {control}{doubt(unlabeled)}"]
     if found := change(MIXED):
-        clauses.append(f"mixed patches of labeled scans change the pair by {found}{doubt(MIXED)}")
+        pair = f"a pair whose recipe differs, too (in {settings})," if (settings := differing(MIXED)) else "the pair"
+        clauses.append(f"mixed patches of labeled scans change {pair} by {found}{doubt(MIXED)}")
     if found := change(NETWORKS):
-        clauses.append(f"two networks with class weights change stock by {found} at equal steps{doubt(NETWORKS)}")
+        pair = f" (of a pair that differs from {subject} in {settings})" if (settings := differing(NETWORKS)) else ""
+        clauses.append(f"two networks with class weights{pair} change stock by {found} at equal steps"
+                       f"{doubt(NETWORKS)}")
     text = (f"{', '.join(clauses[:-1])}, and {clauses[-1]}" if clauses[1:] else clauses[0]) + "."
     if found := change(ALL_AT_EQUAL_TIME):
         text += f" Against stock with the same wall-clock it is {found}{doubt(ALL_AT_EQUAL_TIME)}."

@@ -272,7 +272,7 @@ def _own_cases(
     if recorded is not None or split is None:
         return recorded
     key, place = _IN_SPLIT_AND_LOG[kind]
-    cases = sorted(str(case) for case in split.get(key, ()))
+    cases = sorted(split[key])
     counted = record.counted_cases
     return cases if counted is None or counted[place] == len(cases) else None
 

@@ -189,7 +189,8 @@ def _spacing_note(collection: Collection) -> list[str]:
 def _statistics_notes(tables: Sequence[RowScores]) -> list[str]:
     notes = [
         f"Intervals: 95 % bootstrap (BCa) with cases resampled, from {MIN_CASES_FOR_INTERVAL} cases on; seeds and "
-        "folds are averaged within a case before. "
+        "folds are averaged within a case before. There is none where a structure has a score in one case only, or "
+        "where most draws of cases lack a structure. "
         "Tests: Wilcoxon signed-rank on paired cases; p is twice the one-sided p in the direction of the mean "
         "difference, corrected by Holm for the number of comparisons of the same kind (rows as a whole, groups, "
         "structures, parts of a gain).",

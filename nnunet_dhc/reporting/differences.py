@@ -65,9 +65,9 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
             differences: Sequence[dict[str, Any]]) -> dict[str, dict[str, str | None]]:
     """Per metric and scope, the row whose interval against every other row excludes 0 in its favor, if there is one.
 
-    Only such a row is set in bold, and only if its difference from the baseline is claimed after correction. Below six
-    cases there is none. A row that lacks values which another row has, as distances of structures that it missed, is
-    never one: its mean rests on the easier part.
+    Only such a row is set in bold, and only if its difference from the baseline is claimed after correction; for the
+    baseline itself, that of each other row from it. Below six cases there is none. A row that lacks values which
+    another row has, as distances of structures that it missed, is never one: its mean rests on the easier part.
     """
     claims = {entry["row"]: entry["metrics"] for entry in differences}
     result: dict[str, dict[str, str | None]] = {}
@@ -89,8 +89,7 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
             found = [of_row[list(columns)].sum() for of_row in values]
             if found[best] < max(found) - 1e-9:
                 continue
-            claims_of_best = claims.get(rows[best].row.name)
-            if claims_of_best is not None and of_scope(claims_of_best[metric.key], scope)["claim"] != "better":
+            if not _claimed_against_baseline(rows[best].row.name, claims, metric, scope):
                 continue
             for other in range(len(rows)):
                 if other != best and (best, other) not in won:
@@ -98,6 +97,23 @@ def winners(rows: Sequence[RowScores], protocol: Protocol, groups: Sequence[str]
             if all(won[best, other][scope] for other in range(len(rows)) if other != best):
                 result[metric.key][scope] = rows[best].row.name
     return result
+
+
+def _claimed_against_baseline(name: str, claims: dict[str, dict[str, Any]], metric: Metric, scope: str) -> bool:
+    """Whether the row is claimed to be better than the baseline or, being the baseline, than each other row.
+
+    Args:
+        name: Of the row.
+        claims: Per row but the baseline, its differences from the baseline by metric.
+        metric: The metric.
+        scope: The scope.
+
+    Returns:
+        Whether it is; True for a baseline that nothing was compared with.
+    """
+    if name in claims:
+        return bool(of_scope(claims[name][metric.key], scope)["claim"] == "better")
+    return all(of_scope(of_row[metric.key], scope)["claim"] == "worse" for of_row in claims.values())
 
 
 def _paired(row: RowScores, other: RowScores, metric: Metric) -> Array:

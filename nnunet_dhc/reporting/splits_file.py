@@ -30,8 +30,8 @@ class SplitsFile:
         if isinstance(folds, list) and number >= len(folds):
             return None
         found = folds[number] if isinstance(folds, list) else None
-        if not (isinstance(found, dict) and all(isinstance(found.get(key, []), list) for key in ("train", "val"))):
-            raise UserError(f"{self._path} is no list of folds with lists of cases: {_REPAIR}")
+        if not (isinstance(found, dict) and all(_is_case_list(found.get(key)) for key in ("train", "val"))):
+            raise UserError(f'{self._path} is no list of folds with lists of cases under "train" and "val": {_REPAIR}')
         return found
 
     def changed_since(self, fold_folder: Path) -> bool:
@@ -48,3 +48,7 @@ class SplitsFile:
             return json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{self._path} can't be read ({error}): {_REPAIR}") from error
+
+
+def _is_case_list(cases: Any) -> bool:
+    return isinstance(cases, list) and all(isinstance(case, str) for case in cases)

@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 MIN_CASES_FOR_INTERVAL = 4  # three cases can be drawn in ten ways only, and two often give a width of nearly 0
+MIN_CASES_PER_STRUCTURE = 2  # with one, every draw that counts has the same mean of the structure
 MIN_CASES_FOR_CLAIM = 6  # with five cases p of a signed-rank test can't fall below 2 / 2^5 = 0.0625
 CONFIDENCE = 0.95
 ALPHA = 0.05
 _RESAMPLES = 4999
+_MIN_DEFINED_DRAWS = 0.5  # as a part of all; the others lack a structure, and the fewer are left, the more are alike
 _SEED = 20230816
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` cases with its bootstrap interval; the bounds are None below four cases."""
+    """A mean over ``n`` cases with its bootstrap interval; the bounds are None where there are too few cases."""
 
     mean: float | None
     low: float | None
@@ -43,12 +45,16 @@ def class_mean_intervals(matrix: Array, sets: Sequence[Sequence[int]]) -> list[I
     """Interval of the mean over classes of the means over cases, for each set of classes.
 
     The cases of a set are those with a value in one of its classes. A draw that has no case of a class counts nowhere:
-    its mean would be that of the other classes. Sets with the same cases are resampled together, which is what makes
-    10 trainers x 15 classes quick.
+    its mean would be that of the other classes. There is no interval where most draws are such ones, or where a class
+    has a value in one case only. Sets with the same cases are resampled together, which is what makes 10 trainers x 15
+    classes quick.
 
     Args:
         matrix: Shape (cases, classes); NaN is left out.
         sets: For each result, the columns that are averaged.
+
+    Returns:
+        An interval per set.
     """
     results: list[Interval] = [Interval(None, None, None, 0)] * len(sets)
     present = ~np.isnan(matrix)
@@ -65,7 +71,8 @@ def class_mean_intervals(matrix: Array, sets: Sequence[Sequence[int]]) -> list[I
         bounds = _bootstrap(n, partial(_means_of_sets, np.where(present, matrix, 0.0)[used],
                                        present[used].astype(float), known))
         for row, index in enumerate(indices):
-            results[index] = _interval(float(means[known[row]].mean()), bounds, row, n)
+            enough = bool((present[:, known[row]].sum(axis=0) >= MIN_CASES_PER_STRUCTURE).all())
+            results[index] = _interval(float(means[known[row]].mean()), bounds if enough else None, row, n)
     return results
 
 
@@ -148,7 +155,15 @@ def _interval(mean: float, bounds: tuple[Array, Array] | None, row: int, n: int)
 
 
 def _bootstrap(n: int, statistic: Callable[[NDArray[np.int64]], Array]) -> tuple[Array, Array] | None:
-    """BCa bounds of each output of a statistic of resampled cases; percentile bounds where BCa is undefined."""
+    """Bounds of each output of a statistic of resampled cases.
+
+    Args:
+        n: Number of cases.
+        statistic: Function (drawn cases) -> outputs, NaN where a draw counts nowhere.
+
+    Returns:
+        BCa bounds, percentile bounds where BCa is undefined, NaN where most draws count nowhere; None below four cases.
+    """
     from scipy import stats
 
     if n < MIN_CASES_FOR_INTERVAL:
@@ -166,7 +181,9 @@ def _bootstrap(n: int, statistic: Callable[[NDArray[np.int64]], Array]) -> tuple
         undefined = ~(np.isfinite(low) & np.isfinite(high))
         if undefined.any():
             drawn = result.bootstrap_distribution[undefined]
-            low[undefined], high[undefined] = np.nanquantile(drawn, [tail, 1 - tail], axis=-1)
+            bounds = np.nanquantile(drawn, [tail, 1 - tail], axis=-1)
+            bounds[:, np.isfinite(drawn).mean(axis=-1) < _MIN_DEFINED_DRAWS] = np.nan
+            low[undefined], high[undefined] = bounds
     return low, high
 
 

@@ -66,7 +66,7 @@ def number(value: float | None, metric: dict[str, Any], signed: bool = False) ->
 
 
 def interval_cell(found: dict[str, Any], metric: dict[str, Any], signed: bool = False) -> str:
-    """``[low, high]``, or nothing below four cases."""
+    """``[low, high]``, or nothing where there are too few cases for an interval."""
     if found["low"] is None:
         return ""
     return f"[{number(found['low'], metric, signed)}, {number(found['high'], metric, signed)}]"

@@ -43,10 +43,8 @@ def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]
         sentence = (f"{name}{among} is {found['claim']} than {against} on these {cases_text(found['n'])}: {measured}, "
                     f"{p_value_text(found['p_holm'])}{_corrected(found)}.")
     else:
-        why = ("its interval includes 0" if _includes_zero(found)
-               else f"the signed-rank test does not confirm it, {p_value_text(found['p_holm'])}{_corrected(found)}")
         sentence = (f"No difference between {name}{among} and {against} can be claimed from these "
-                    f"{cases_text(found['n'])}: {measured}; {why}.")
+                    f"{cases_text(found['n'])}: {measured}; {_why_no_claim(found)}.")
     return {"sentence": sentence, "claim": found["claim"], "row": name, "against": against}
 
 
@@ -92,8 +90,12 @@ def _overall(entry: dict[str, Any], metric: Metric) -> dict[str, Any]:
     return found
 
 
-def _includes_zero(found: dict[str, Any]) -> bool:
-    return found["low"] is None or found["low"] <= 0 <= found["high"]
+def _why_no_claim(found: dict[str, Any]) -> str:
+    if found["low"] is None:
+        return "no interval can be given: some structures have too few cases"
+    if found["low"] <= 0 <= found["high"]:
+        return "its interval includes 0"
+    return f"the signed-rank test does not confirm it, {p_value_text(found['p_holm'])}{_corrected(found)}"
 
 
 def _corrected(found: dict[str, Any]) -> str:

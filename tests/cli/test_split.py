@@ -183,6 +183,19 @@ def test_keep_refuses_what_is_no_split(dataset, capsys, content, message):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("of_second", [{}, {"val": []}])
+def test_keep_refuses_a_fold_without_validation_cases(dataset, capsys, of_second):
+    """Training refuses it, too."""
+    _file(dataset).parent.mkdir()
+    old = json.dumps([{"train": ["case_0", "case_1"], "val": ["case_2"]}, {"train": ["case_0", "case_1"], **of_second}])
+    _file(dataset).write_text(old)
+    assert _split("--labeled", "1", "--keep") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f'--keep: fold 1 of {_file(dataset)} has no validation case, and training would refuse it: '
+                         'list some under "val", or leave --keep out to draw folds')
+    assert _file(dataset).read_text() == old
+
+
 def test_keep_leaves_cases_out_that_a_group_has_beside_the_fold(dataset, tmp_path):
     """case_3 is in no list of the file, for a test perhaps."""
     _file(dataset).parent.mkdir()

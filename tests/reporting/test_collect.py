@@ -14,6 +14,7 @@ from made_up import DATASET, boxes, dataset_json, stock_log, write_json, write_v
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.reporting.collect import Selection, collect_folders, collect_trainings
+from nnunet_dhc.reporting.splits_file import SplitsFile
 from nnunet_dhc.warning_kinds import LEAK, SHARED_STATISTICS, TRANSDUCTION
 
 
@@ -120,6 +121,20 @@ def test_the_split_file_is_read_once_for_all_folds_and_repeats(tree, tmp_path, m
     found = collect_trainings(Selection("901", ["nnUNetTrainer"], results_roots=(tree.results, tmp_path / "seed2")))
     assert [run.labeled for run in found.rows[0].runs] == [tree.labeled] * 4
     assert read.count("splits_final.json") == 1
+
+
+@pytest.mark.parametrize("fold", [
+    None, {}, {"train": ["a"]}, {"val": ["a"]}, {"train": None, "val": ["a"]}, {"train": "a", "val": ["b"]},
+    {"train": [None], "val": ["a"]}, {"train": ["a"], "val": [{}]}, {"train": ["a"], "val": [1]},
+])
+def test_a_fold_that_says_nothing_of_its_cases_is_refused(tmp_path, fold):
+    path = write_json(tmp_path / "splits_final.json", [{"train": ["a"], "val": []}, fold])
+    splits = SplitsFile(tmp_path)
+    with pytest.raises(UserError) as raised:
+        splits.fold(1)
+    assert str(raised.value) == (f'{path} is no list of folds with lists of cases under "train" and "val": put the '
+                                 "file back that was trained with")
+    assert splits.fold(0) == {"train": ["a"], "val": []} and splits.fold(2) is None
 
 
 def test_other_labeled_cases_are_refused(tree):

@@ -124,19 +124,51 @@ def test_a_recipe_that_follows_the_labels_of_each_fold_is_compared_fold_by_fold(
 
 
 def test_each_setting_concerns_training_on_labels_or_does_not():
-    """A new setting belongs in one of the two lists: a control that differs in one of the first is no control."""
+    """A new setting belongs in one of the three lists: a control that differs in one of the first is no control."""
     of_unlabeled_patches = {
         "counts_from", "unsupervised_ce", "unsupervised_dice", "unsupervised_on", "teacher", "teacher_momentum",
         "unsupervised_deep_supervision", "confidence_threshold", "lambda_max", "ramp_length", "ramp_lag_epochs",
-        "unlabeled_schedule", "unlabeled_minimum_rate", "paste_side", "allow_leaks",
+        "unlabeled_schedule", "unlabeled_minimum_rate", "paste_side",
     }
-    of_the_run = {
-        "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "low_memory", "max_non_finite_steps",
-        "collapse_patience",
-    }
-    on_labels = set(attribution.SETTINGS_ON_LABELS)
-    assert on_labels.isdisjoint(of_unlabeled_patches | of_the_run)
+    on_labels, of_the_run = set(attribution.SETTINGS_ON_LABELS), set(attribution.SETTINGS_OF_THE_RUN)
+    assert on_labels.isdisjoint(of_unlabeled_patches | of_the_run) and of_the_run.isdisjoint(of_unlabeled_patches)
     assert on_labels | of_unlabeled_patches | of_the_run == {setting.name for setting in fields(Recipe)}
+
+
+RECIPE = {"paste_side": 0.67, "lambda_max": 0.1, "supervised_ce": 1.0, "counts_from": "unlabeled", "num_epochs": 4}
+OF_SUPERVISED = {**RECIPE, "counts_from": "labeled"}
+
+
+def _made_up_row(name, role, recipe=None, **facts):
+    runs = [{"fold": "0", "recipe": recipe}]
+    return {"name": name, "role": role, "facts": {"steps": 40, "seconds": 40.0, **facts}, "runs": runs, **SAME_PLANS}
+
+
+def _attribution_of(*rows):
+    def contrast(*_):
+        return {"mean": 0.1, "low": 0.05, "high": 0.15, "n": 20, "p": 0.001}
+
+    return attribution.attribution(rows, contrast, STANDARD.metrics[0], None)
+
+
+@pytest.mark.parametrize(("of_mixed", "of_supervised", "said"), [
+    ({"num_epochs": 8}, {}, ["the same pair without them", "scans change the pair by", "class weights change stock"]),
+    ({"lambda_max": 0.2}, {"lambda_max": 0.3}, [
+        "a pair without them whose recipe differs, too (in lambda_max)", "scans change the pair by",
+        "class weights change stock"]),
+    ({}, {"supervised_ce": 0.5}, [
+        "the same pair without them", "scans change a pair whose recipe differs, too (in supervised_ce), by",
+        "class weights (of a pair that differs from dhc in supervised_ce) change stock"]),
+    ({"supervised_ce": 0.5}, {"supervised_ce": 0.5}, [
+        "a pair without them whose recipe differs, too (in supervised_ce)", "scans change the pair by",
+        "class weights (of a pair that differs from dhc in supervised_ce) change stock"]),
+])
+def test_each_part_names_the_settings_in_which_its_pairs_differ(of_mixed, of_supervised, said):
+    found = _attribution_of(
+        _made_up_row("stock", "stock"), _made_up_row("dhc", "semi-supervised", RECIPE),
+        _made_up_row("mixed", "pair mixed", {**RECIPE, **of_mixed}),
+        _made_up_row("supervised", "pair supervised", {**OF_SUPERVISED, **of_supervised}))
+    assert [text for text in said if text not in found["sentence"]] == []
 
 
 def test_missing_controls_are_named(tree):
@@ -452,6 +484,25 @@ def test_better_in_the_mean_of_structures_and_worse_in_most_cases_is_no_claim():
     assert overall["low"] > 0 and overall["claim"] == "no claim"
 
 
+@pytest.mark.parametrize(("also", "part"), [
+    ([_made_up_row("mixed", "pair mixed", RECIPE)], "mixed patches"), ([], "the unlabeled data"),
+])
+def test_a_missing_pair_on_labels_alone_is_named_beside_one_with_mixed_patches_too(also, part):
+    found = _attribution_of(_made_up_row("stock", "stock"), _made_up_row("dhc", "semi-supervised", RECIPE), *also)
+    assert found["missing"][0] == ("nnUNetTrainerPairSupervised with the same plans and number of steps: without it, "
+                                   f"the part of {part} can't be told from that of two networks")
+    assert any(text.startswith("nnUNetTrainerPairMixed") for text in found["missing"]) == (not also)
+
+
+def test_a_control_with_the_same_recipe_but_fewer_steps_is_not_taken_before_one_with_as_many():
+    rows = [_made_up_row("dhc", "semi-supervised", RECIPE), _made_up_row("short", "pair mixed", RECIPE, steps=20),
+            _made_up_row("other", "pair mixed", {**RECIPE, "lambda_max": 0.2})]
+    found = _attribution_of(*rows)
+    assert [(part["against"], part["differing_settings"]) for part in found["parts"]] == [("other", ["lambda_max"])]
+    alike = _made_up_row("alike", "pair mixed", RECIPE, steps=41)  # and of two with as many, the one with the recipe
+    assert [part["against"] for part in _attribution_of(*rows, alike)["parts"]] == ["alike"]
+
+
 def test_an_upper_bound_is_no_control(tree):
     tree.add_stock().add_stock("nnUNetTrainer_16epochs", epochs=16).add_pair("nnUNetTrainerDHC")
     tree.add_pair("nnUNetTrainerPairSupervised", labeled=[*tree.labeled, "another"], unlabeled=0)
@@ -613,6 +664,33 @@ def test_a_difference_that_is_not_claimed_is_never_bold():
     differences = [{"row": "near", "metrics": {metric.key: scopes}}]
     found = winners(rows, replace(STANDARD, metrics=(metric,)), ["all"], differences)
     assert found[metric.key] == {"overall": None, "1": "near"}
+
+
+@pytest.mark.parametrize(("of_last", "bold"), [("worse", "baseline"), ("no claim", None)])
+def test_a_baseline_is_bold_only_where_every_other_row_is_claimed_to_be_worse(of_last, bold):
+    best = [0.6 + 0.01 * case for case in range(8)]
+    rows = [MadeUpScores("baseline", best), *(MadeUpScores(name, [value - 0.2 for value in best]) for name in "ab")]
+    differences = [{"row": name, "metrics": {"dice": {"overall": {"claim": claimed}, "groups": {},
+                                                      "structures": {"1": {"claim": "worse"}}}}}
+                   for name, claimed in (("a", "worse"), ("b", of_last))]
+    found = winners(rows, replace(STANDARD, metrics=STANDARD.metrics[:1]), ["all"], differences)
+    assert found["dice"] == {"overall": bold, "1": "baseline"}
+
+
+def test_a_structure_of_a_single_case_leaves_no_interval_and_no_claim(tmp_path):
+    """The rare box is in one of eight cases; row b is better in every case, and most of all there."""
+    for case in range(8):
+        for name, shift in (("reference", 0), ("b", 1 if case else 0), ("a", 2)):
+            write_volume(tmp_path / name / f"c{case}.nii.gz", boxes(shift, rare=case == 0))
+    djfile = write_json(tmp_path / "dataset.json", dataset_json())
+    rows = [(name, tmp_path / name) for name in "ab"]
+    found = build_comparison(collect_folders(rows, tmp_path / "reference", djfile), Options(images=False))
+    overall = found["differences"][0]["metrics"]["dice"]["overall"]
+    assert (overall["n"], overall["low"], overall["high"], overall["claim"]) == (8, None, None, "no claim")
+    assert found["verdict"]["sentence"].endswith("; no interval can be given: some structures have too few cases.")
+    assert found["winners"]["dice"]["overall"] is None and found["winners"]["dice"]["1"] == "b"
+    write_comparison(found, tmp_path / "pages")
+    assert "None" not in render_text(found) + render_markdown(found)
 
 
 def test_stock_with_other_labels_is_no_control():

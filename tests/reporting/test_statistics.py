@@ -134,6 +134,26 @@ def test_a_structure_that_some_draws_lack_has_the_percentiles_of_the_others():
     assert (found.low, found.high) == (pytest.approx(low, abs=0.008), pytest.approx(high, abs=0.008))
 
 
+def test_a_structure_of_a_single_case_leaves_no_interval():
+    """Each draw that has it has the same value of it, however many others there are."""
+    matrix = np.random.default_rng(1).random((12, 2))
+    matrix[1:, 1] = np.nan
+    both, first = class_mean_intervals(matrix, [[0, 1], [0]])
+    assert both.mean == pytest.approx((matrix[:, 0].mean() + matrix[0, 1]) / 2) and both.n == 12
+    assert (both.low, both.high) == (None, None) and first.low is not None
+
+
+@pytest.mark.parametrize(("structures", "given"), [(2, True), (8, False)])
+def test_no_interval_where_most_draws_lack_a_structure(structures, given):
+    """Each structure is in two cases of its own: 0.88 of the draws have both of two, next to none all of eight."""
+    matrix = np.full((2 * structures, structures), np.nan)
+    for column in range(structures):
+        matrix[2 * column:2 * column + 2, column] = 0.1, 0.2
+    found = class_mean_intervals(matrix, [range(structures)])[0]
+    assert found.mean == pytest.approx(0.15)
+    assert (found.low is not None, found.high is not None) == (given, given)
+
+
 def test_a_structure_that_no_case_has_changes_no_mean():
     values = np.random.default_rng(1).random(8)
     matrix = np.stack([values, np.full(8, np.nan)], axis=1)

@@ -78,9 +78,17 @@ def labeled_order(units: Sequence[Unit], seed: int, fold: int, classes_of: Mappi
 
 
 def smallest_cover(units: Sequence[Unit], classes_of: Mapping[str, frozenset[str]]) -> list[Unit]:
-    """Fewest units that together have every class that occurs; among equals, those that come first in ``units``.
+    """Fewest units that together have every class that occurs, as far as a search of limited length finds them.
 
     Within the cover, each unit adds the most classes still missing, so that a shorter prefix is as good as it can be.
+
+    Args:
+        units: In the order of the search. The same order gives the same cover, but of several that are equally small
+            not always the one that comes first in it.
+        classes_of: The classes of each case.
+
+    Returns:
+        The units of the cover.
     """
     classes = {unit: _classes(unit, classes_of) for unit in units}
     best = _greedy(units, classes)

@@ -175,7 +175,11 @@ def _existing_folds(places: DatasetPlaces) -> list[Fold]:
         where = f"fold {number} of {path}"
         if not isinstance(fold, dict):
             raise UserError(f"{where} is no object with lists of cases: repair it, or leave --keep out to draw folds")
-        folds.append({key: list(case_list({key: [], **fold}, key, where)) for key in ("train", "val", "unlabeled")})
+        kept = {key: list(case_list({key: [], **fold}, key, where)) for key in ("train", "val", "unlabeled")}
+        if not kept["val"]:
+            raise UserError(f'--keep: {where} has no validation case, and training would refuse it: list some under '
+                            '"val", or leave --keep out to draw folds')
+        folds.append(kept)
     return folds
 
 
