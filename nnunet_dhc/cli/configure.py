@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             "-d and -o are needed (or --list): nnunet_dhc configure -d 501 -o nnUNetPlansMine --set lambda_max=0.2"
         )
+    if args.c and not args.architecture_b_from:
+        raise UserError("-c belongs to --architecture-b-from; settings hold for all configurations: leave it out")
     settings = dict(map(parse_setting, args.set))
     base, epochs = split_name(trainer)
     if epochs is not None and "num_epochs" in settings:

@@ -16,6 +16,7 @@ from tiny_data import make_scan, write_image
 
 from nnunet_dhc._autoload import shim_folder
 from nnunet_dhc.cli.main import main
+from nnunet_dhc.nnunet.health import dataset_health
 from nnunet_dhc.nnunet.health.dataset_health import check_dataset
 from nnunet_dhc.nnunet.host import installation
 
@@ -238,6 +239,16 @@ def test_scans_without_labels_among_the_labeled_ones(tiny_dataset):
     moved = before - {path.name for path in images.iterdir()}
     assert moved == {"case_1_0000.nii.gz", "case_3_0000.nii.gz"} & before
     assert moved <= {path.name for path in tiny_dataset.images_un.iterdir()}
+
+
+def test_scans_as_tiff_are_moved_with_their_spacing(tmp_path):
+    for name in ("imagesTr/a_0000.tif", "imagesTr/a.json", "imagesTr/b_0000.tif", "imagesTr/b.json", "labelsTr/b.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    command = dataset_health._move_scans_without_labels(tmp_path, ".tif")
+    subprocess.run(["bash", "-c", command.replace("echo ", "")], check=True)
+    assert sorted(path.name for path in (tmp_path / "imagesUn").iterdir()) == ["a.json", "a_0000.tif"]
+    assert sorted(path.name for path in (tmp_path / "imagesTr").iterdir()) == ["b.json", "b_0000.tif"]
 
 
 @pytest.mark.parametrize(

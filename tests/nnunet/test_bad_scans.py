@@ -10,6 +10,7 @@ import os
 import numpy as np
 import pytest
 import SimpleITK
+import tifffile
 from bring_up_to_date import manifest_lines, store_folder, update
 from PIL import Image
 from tiny_data import make_scan, write_image
@@ -303,6 +304,19 @@ def test_a_scan_may_have_an_empty_channel_and_it_is_said(tiny_dataset):
     pool = update(tiny_dataset, plans=plans)
     assert pool.identifiers == tiny_dataset.unlabeled
     assert "Channel _0001 is constant, as if it were missing, in 1 scan: scan_1." in pool.notes
+
+
+def test_a_tiff_without_its_spacing_is_named(tmp_path):
+    from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+
+    path = tmp_path / "scan_0000.tif"
+    tifffile.imwrite(path, make_scan(1)[0].astype(np.float32))
+    warnings: list[str] = []
+    read_checked(Tiff3DIO(), [str(path)], 1, False, warnings)
+    assert warnings == ["no .json with the spacing, so 1 mm is assumed,"]
+    (tmp_path / "scan.json").write_text('{"spacing": [2, 1, 1]}')
+    warnings.clear()
+    assert read_checked(Tiff3DIO(), [str(path)], 1, False, warnings)[1]["spacing"] == [2, 1, 1] and not warnings
 
 
 def test_a_gray_picture_in_a_dataset_of_colors(tmp_path):

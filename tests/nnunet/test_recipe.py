@@ -184,6 +184,7 @@ def test_architecture_of_b_in_one_configuration_leaves_that_of_another(tiny_data
             ["-o", "Mine", "--set", f"architecture_b={json.dumps({'3d_fullres': NO_ARCHITECTURE})}"],
             "Mine.json: architecture_b of 3d_fullres can't be built (ImportError: ",
         ),
+        (["-o", "Mine", "-c", "3d_fullres", "--set", "lambda_max=0.2"], "settings hold for all configurations"),
         (["-o", "Mine", "--set", "ramp_lag_epochs=0.5"], "ramp_lag_epochs = 0.5 of nnunet_dhc must be an integer from"),
     ],
 )

@@ -290,7 +290,7 @@ def test_the_command_it_prints_can_be_run(trained, tmp_path, capsys):
     """Without references, too: network A was asked for."""
     (trained.preprocessed / "gt_segmentations" / "case_2.nii.gz").unlink()
     export_model(request(), tmp_path / "my model", CPU)
-    assert f"-m '{tmp_path}/my model' -f 0 1\n" in capsys.readouterr().out
+    assert f"-m '{tmp_path}/my model' -f 0 1 -device cpu\n" in capsys.readouterr().out
 
 
 def test_never_over_an_existing_folder(trained, tmp_path):

@@ -98,9 +98,10 @@ def _raw(places: DatasetPlaces, dataset_json: dict[str, Any]) -> tuple[list[Find
 
 def _move_scans_without_labels(raw: Path, ending: str) -> str:
     """Shell commands, in the raw folder."""
+    spacing = ' imagesTr/"$c.json"' if ending.startswith(".tif") else ""  # beside nnU-Net's TIFF files
     return (f"cd {shlex.quote(str(raw))} && mkdir -p {IMAGES_UN} && for f in imagesTr/*_0000{ending}; do "
-            f'c=$(basename "$f" _0000{ending}); [ -e labelsTr/"$c{ending}" ] || echo mv -n imagesTr/"$c"_????{ending} '
-            f"{IMAGES_UN}; done")
+            f'c=$(basename "$f" _0000{ending}); [ -e labelsTr/"$c{ending}" ] || echo mv -n imagesTr/"$c"_????{ending}'
+            f"{spacing} {IMAGES_UN}; done")
 
 
 def _labels_of(raw: Path, identifiers: list[str], dataset_json: dict[str, Any]) -> dict[str, Path]:

@@ -29,7 +29,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.host.atomic_files import replace_file, replace_json
 from nnunet_dhc.nnunet.models.validation_cases import ValidationCases
 from nnunet_dhc.nnunet.network.cotrained_pair import CoTrainedPair, unwrapped
-from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash
+from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, option_of_device
 from nnunet_dhc.nnunet.network.predictor import trained_predictor
 from nnunet_dhc.nnunet.training.checkpoint import checkpoint_bytes
 from nnunet_dhc.nnunet.training.objective import class_names
@@ -130,7 +130,7 @@ def adjust_folds(
     say(
         f"Predict with: nnUNetv2_predict -d {shlex.quote(model.dataset)} -c {model.configuration} -tr {model.trainer} "
         f"-p {model.plans_identifier} -f {' '.join(map(str, folds))} -chk {ADJUSTED} "
-        f"-i IMAGES -o OUT{model.option_of_previous_stage}"
+        f"-i IMAGES -o OUT{model.option_of_previous_stage}{option_of_device(device)}"
     )
 
 

@@ -22,7 +22,7 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.host.atomic_files import new_output, write_and_sync
 from nnunet_dhc.nnunet.host.plans_settings import PLANS_KEY
 from nnunet_dhc.nnunet.models.sub_network_dice import NETWORKS, SubNetworkDice, mean_foreground_dice
-from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder
+from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder, option_of_device
 from nnunet_dhc.nnunet.splits.strict_plans import STATISTICS_KEY
 from nnunet_dhc.nnunet.training.architecture_b import configuration_of_b
 from nnunet_dhc.nnunet.training.checkpoint import STATE_KEY, checkpoint_bytes, read_checkpoint
@@ -91,7 +91,7 @@ def export_model(
     say(
         f"{output}: sub-network {network} of {len(sources)} fold(s) as a stock nnU-Net model. Predict with "
         f"nnUNetv2_predict_from_modelfolder -i IMAGES -o OUT -m {shlex.quote(str(output))} "
-        f"-f {folds}{model.option_of_previous_stage}"
+        f"-f {folds}{model.option_of_previous_stage}{option_of_device(device)}"
         + ("" if request.checkpoint_name == "checkpoint_final.pth" else f" -chk {request.checkpoint_name}")
     )
     return output

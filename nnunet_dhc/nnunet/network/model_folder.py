@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_dhc.errors import UserError
@@ -88,6 +89,11 @@ class ModelFolder:
         if unfinished:
             return f"the training is not finished: continue it with --c, or give -chk {max(unfinished)}"
         return None
+
+
+def option_of_device(device: torch.device) -> str:
+    """What a command that predicts needs further, where the device isn't nnU-Net's default."""
+    return "" if device.type == "cuda" else f" -device {device.type}"
 
 
 def find_model_folder(dataset: str | int, trainer: str, plans_identifier: str, configuration: str) -> ModelFolder:

@@ -58,6 +58,8 @@ def read_checked(
     for what in ("origin", "direction", "affines"):
         if "WARNING" in printed.getvalue() and what in printed.getvalue():
             warnings.append(f"its channels differ in {what.rstrip('s')}")
+    if "no spacing file" in printed.getvalue():  # nnU-Net's reader of TIFF takes 1 mm then
+        warnings.append("no .json with the spacing, so 1 mm is assumed,")
     if "NaturalImage" in type(reader).__name__ and data.shape[0] != num_channels:  # a file may hold all colors
         raise BadScan(
             f"has {counted(data.shape[0], 'channel')} in {counted(len(image_files), 'file')}, dataset.json names "
