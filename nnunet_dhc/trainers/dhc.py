@@ -26,8 +26,6 @@ class nnUNetTrainerDHC(PairTrainer):
       of them around foreground 43.0 (one seed);
     - class weights that fade to an exponent of 0.5: 26.1 to 30.8 % by fading to 0 (one seed, an earlier recipe), 55.6,
       57.2, 52.4 to 60.2, 58.3, 54.8 % by 0.5 instead of 0; no weight below 0.02 of the largest before it;
-    - where a structure is rare, a background as light for A as for B, 0.02 of the largest weight at first, so that A
-      finds small structures as early: 58.8 to 61.7 % with 8 labels (one seed);
     - no say for a sub-network in classes that it hasn't learned: 54.8 to 58.8 and 54.4 to 54.5 % (afterwards);
     - no mirroring where labels name sides: 30.8 to 46.0 % (one seed, an earlier recipe);
     - Dice with nnU-Net's smoothing, nnU-Net's initialization, pseudo labels at all resolutions, a ramp without lag,
@@ -45,6 +43,5 @@ class nnUNetTrainerDHC(PairTrainer):
         oversample_foreground=0.33,
         weight_minimum=0.02,
         weight_exponent_final="auto",
-        background_weight="auto",
         abstain_below=0.25,
     )
