@@ -212,7 +212,8 @@ def _runs(model: Path, repeat: int, folds: Sequence[str] | None, preprocessed: P
     wanted = list(dict.fromkeys(existing if folds is None else folds))
     if not wanted:
         missing = "fold folder" if unfinished else "fold with a validation folder"
-        raise UserError(f"{model} has no {missing}: train it, or finish it with nnUNetv2_train ... --val.")
+        raise UserError(f"{model} has no {missing}: train it, go on with its command and --c, or, if it is "
+                        "trained, validate it with --val.")
     ending = str(_first_dataset_json([model, *([preprocessed] if preprocessed else [])])["file_ending"])
     runs = []
     for fold in wanted:
