@@ -282,14 +282,16 @@ class PairTrainer(ReliableTrainer):
             self.print_to_log_file(f"{name} of an earlier training in this folder is now {name}.before")
 
     def _start_weightings(self) -> None:
-        state, counts = self._state_of_checkpoint, self.data.labeled_counts
-        self.recipe = self.recipe.for_labels(counts, None if state is None else state.decided_by_labels)
+        state = self._state_of_checkpoint
+        decided_before = None if state is None else state.decided_by_labels
+        self.recipe = self.recipe.for_labels(self.data.labeled_counts, decided_before)
         if state is not None:
             self._go_on_from(state)
             self._report_changes(state)
+        counts = torch.from_numpy(np.asarray(self.data.labeled_counts)).to(self.device)
         for weighting in self.objective.weightings:
             if state is None:
-                weighting.initialize(torch.from_numpy(np.asarray(counts)).to(self.device))
+                weighting.initialize(counts)
             weighting.to(self.device)
 
     def _go_on_from(self, state: PairState) -> None:
