@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_dhc.reporting.collect import Selection, collect_trainings
+from nnunet_dhc.reporting.compare import Options, build_comparison
+
 DATASET = "Dataset901_Boxes"
 LABELS = {"background": 0, "large_box": 1, "small_box": 2, "rare_box": 3}
 SPACING_ZYX = (2.0, 1.0, 1.0)
@@ -111,6 +114,11 @@ class ResultsTree:
         for name, folder in (("nnUNet_raw", self.raw), ("nnUNet_preprocessed", self.preprocessed),
                              ("nnUNet_results", self.results)):
             monkeypatch.setenv(name, str(folder))
+
+
+def build_from(tree: ResultsTree, *trainers: str, folds: list[str] | None = None, allow_different=False) -> dict:
+    selection = Selection("901", list(trainers), folds=folds)
+    return build_comparison(collect_trainings(selection, allow_different), Options(images=False))
 
 
 def log_line(epoch: int) -> dict:
