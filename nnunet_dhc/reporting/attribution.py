@@ -24,6 +24,7 @@ _CONTROLS = {
     "pair supervised": re.compile(r"nnUNetTrainerPairSupervised(_\d+epochs?)?$"),
     "pair mixed": re.compile(r"nnUNetTrainerPairMixed(_\d+epochs?)?$"),
 }
+_MIXING = re.compile(r"nnUNetTrainerDHC(_\d+epochs?)?$")
 _SEMI_SUPERVISED = re.compile(r"nnUNetTrainer(DHC|CPS|CReST|SimiS|Pair(Dist|Diff)DW)")
 # What a training on labels alone reads of a recipe.
 SETTINGS_ON_LABELS = (
@@ -122,8 +123,10 @@ class _Beside:
 
     @property
     def mixes(self) -> bool:
-        """Whether unlabeled patches are mixed with labeled ones, by the records of the trainings."""
+        """Whether unlabeled patches are mixed with labeled ones, by the records of the trainings or the row's name."""
         recipes = [run["recipe"] for run in self.target["runs"] if isinstance(run.get("recipe"), dict)]
+        if not recipes:
+            return _MIXING.match(self.target["trainer"] or self.target["name"]) is not None
         return any(recipe.get("paste_side") for recipe in recipes)
 
     @property

@@ -20,7 +20,7 @@ from nnunet_dhc.reporting.evaluate import score_pairs
 from nnunet_dhc.reporting.image_files import tells_spacing
 from nnunet_dhc.reporting.protocols import Protocol, protocol_named
 from nnunet_dhc.reporting.score_tables import RowScores, describe_structures
-from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM, MIN_CASES_FOR_INTERVAL
+from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM, MIN_CASES_FOR_INTERVAL, cases_for_claim
 from nnunet_dhc.reporting.training_curves import training_curves
 from nnunet_dhc.reporting.verdict import caution, verdict
 
@@ -195,8 +195,9 @@ def _statistics_notes(tables: Sequence[RowScores]) -> list[str]:
         "difference, corrected by Holm for the number of comparisons of the same kind (rows as a whole, groups, "
         "structures, parts of a gain).",
         f"A difference is claimed only with {MIN_CASES_FOR_CLAIM} cases or more, an interval without 0 and a "
-        "corrected p below 0.05. Bold: claimed, and the interval against every other row excludes 0; never a mean "
-        "that leaves out structures which another row finds.",
+        f"corrected p below 0.05, for which {cases_for_claim(3)} cases are the least with 3 comparisons, "
+        f"{cases_for_claim(13)} with 13. Bold: claimed, and the interval against every other row excludes 0; never a "
+        "mean that leaves out structures which another row finds.",
         "A pair of scores enters a difference where both rows have a value. A structure that a case lacks and one row "
         "alone paints enters the difference in Dice as 0 against 1, and the mean of the other row not at all, so a "
         "difference may be another one than that of the means.",

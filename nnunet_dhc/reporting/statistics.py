@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,12 @@ def claim(interval: Interval, p_adjusted: float | None, higher_is_better: bool) 
     if not interval.excludes_zero or p_adjusted is None or p_adjusted >= ALPHA or interval.mean is None:
         return "no claim"
     return "better" if (interval.mean > 0) == higher_is_better else "worse"
+
+
+def cases_for_claim(comparisons: int) -> int:
+    """How many cases a claim needs, all of which must point the same way: 2 / 2^n * comparisons < 0.05."""
+    smallest = math.floor(math.log2(2 * max(comparisons, 1) / ALPHA)) + 1
+    return max(MIN_CASES_FOR_CLAIM, smallest)
 
 
 def frequency_groups(volumes: Sequence[float]) -> list[str]:

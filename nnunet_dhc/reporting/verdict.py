@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_dhc.reporting.metric_text import interval_text, p_value_text, points_text, score_text
 from nnunet_dhc.reporting.protocols import Metric
-from nnunet_dhc.reporting.statistics import MIN_CASES_FOR_CLAIM
+from nnunet_dhc.reporting.statistics import cases_for_claim
 from nnunet_dhc.reporting.table_cells import cases_text
 
 
@@ -37,7 +37,7 @@ def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]
     among = f" (best of {len(differences)} compared with {against})" if len(differences) > 1 else ""
     if found["claim"] == "too few cases":
         sentence = (f"No claim: {cases_text(found['n'])} {'is' if found['n'] == 1 else 'are'} too few "
-                    f"({MIN_CASES_FOR_CLAIM} are needed). Mean {metric.label} of {name}{among} "
+                    f"({_needed(found)}). Mean {metric.label} of {name}{among} "
                     f"{of_row}, of {against} {of_other}{reason or ': '}{points}.")
     elif found["claim"] in ("better", "worse"):
         sentence = (f"{name}{among} is {found['claim']} than {against} on these {cases_text(found['n'])}: {measured}, "
@@ -95,7 +95,15 @@ def _why_no_claim(found: dict[str, Any]) -> str:
         return "no interval can be given: some structures have too few cases"
     if found["low"] <= 0 <= found["high"]:
         return "its interval includes 0"
+    if found["n"] < cases_for_claim(found.get("comparisons", 1)):
+        return f"{cases_text(found['n'])} are too few for a test to confirm it ({_needed(found)})"
     return f"the signed-rank test does not confirm it, {p_value_text(found['p_holm'])}{_corrected(found)}"
+
+
+def _needed(found: dict[str, Any]) -> str:
+    comparisons = found.get("comparisons") or 1
+    among = f" with {comparisons} comparisons" if comparisons > 1 else ""
+    return f"{cases_for_claim(comparisons)} are needed{among}"
 
 
 def _corrected(found: dict[str, Any]) -> str:

@@ -101,7 +101,7 @@ class ResultsTree:
                 "split_hash": "s" * 16, "seed": 7, "device": "cpu: 2 threads", "num_epochs": 4,
                 "iterations_per_epoch": 10, "parameters": 2_000_000, "peak_memory_bytes": 2**30,
                 "seconds_total": seconds, "command": ["/somewhere/nnUNetv2_train", "901", "3d_fullres", str(fold)],
-                "recipe": recipe[fold] if isinstance(recipe, list) else recipe,
+                "recipe": recipe[fold] if isinstance(recipe, list) else recipe or {},
                 "cases": {"labeled": labeled or self.labeled, "unlabeled": names, "validation": cases}})
             write_json(folder / "debug.json", {"inference_allowed_mirroring_axes": mirroring})
             (folder / "dhc_log.jsonl").write_text("".join(json.dumps(log_line(epoch)) + "\n"

@@ -80,8 +80,8 @@ OF_SUPERVISED = {**RECIPE, "counts_from": "labeled"}
 
 
 def _made_up_row(name, role, recipe=None, **facts):
-    runs = [{"fold": "0", "recipe": recipe}]
-    return {"name": name, "role": role, "facts": {"steps": 40, "seconds": 40.0, **facts}, "runs": runs, **SAME_PLANS}
+    return {"name": name, "trainer": None, "role": role, "facts": {"steps": 40, "seconds": 40.0, **facts},
+            "runs": [{"fold": "0", "recipe": recipe}], **SAME_PLANS}
 
 
 def _attribution_of(*rows, p=0.001):
@@ -140,6 +140,17 @@ def test_a_control_with_the_same_recipe_but_fewer_steps_is_not_taken_before_one_
     assert [(part["against"], part["differing_settings"]) for part in found["parts"]] == [("other", ["lambda_max"])]
     alike = _made_up_row("alike", "pair mixed", RECIPE, steps=41)  # and of two with as many, the one with the recipe
     assert [part["against"] for part in _attribution_of(*rows, alike)["parts"]] == ["alike"]
+
+
+@pytest.mark.parametrize(("trainer", "control"), [
+    ("nnUNetTrainerDHC", "PairMixed"), ("nnUNetTrainerDHC_50epochs", "PairMixed"), ("nnUNetTrainerCPS", "Supervised"),
+])
+def test_names_alone_tell_which_folders_of_predictions_are_of_mixed_patches(trainer, control):
+    rows = [_made_up_row(trainer, "semi-supervised"), _made_up_row("Supervised", "pair supervised"),
+            _made_up_row("PairMixed", "pair mixed")]
+    parts = {part["what"]: part["against"] for part in _attribution_of(*rows)["parts"]}
+    assert parts["unlabeled data"] == control
+    assert ("mixed patches of labeled scans" in parts) == (control == "PairMixed")
 
 
 def test_an_upper_bound_is_no_control(tree):

@@ -29,6 +29,23 @@ def test_four_cases_are_too_few_for_a_claim(tree):
     assert all(winner is None for scopes in found["winners"].values() for winner in scopes.values())
 
 
+def test_seven_cases_carry_a_claim_about_four_rows_but_not_about_five():
+    found = {"mean": 0.1, "low": 0.05, "high": 0.15, "n": 7}
+
+    def judged(num_rows):
+        family = [{**found, "p": 2 / 2**7} for _ in range(num_rows - 1)]
+        correct(family, STANDARD.metrics[0])
+        scores = {"scores": {"dice": {"overall": {"mean": 0.5}}}}
+        differences = [{"row": f"r{i}", "against": "r0", "metrics": {"dice": {"overall": entry}}}
+                       for i, entry in enumerate(family, 1)]
+        return verdict([{"name": f"r{i}", **scores} for i in range(num_rows)], differences, STANDARD.metrics[0], 7)
+
+    assert judged(4)["claim"] == "better"
+    assert judged(5)["claim"] == "no claim"
+    assert judged(5)["sentence"].endswith(
+        "; 7 cases are too few for a test to confirm it (8 are needed with 4 comparisons).")
+
+
 def test_a_row_that_finds_next_to_nothing_is_no_yardstick():
     rows = [{"name": "stock", "missed": {"1": 5, "2": 4}, "facts": {}},
             {"name": "pair", "missed": {"1": 5, "2": 0}, "facts": {}}]

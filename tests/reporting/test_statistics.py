@@ -8,7 +8,9 @@ import pytest
 from scipy import stats
 
 from nnunet_dhc.reporting.statistics import (
+    ALPHA,
     Interval,
+    cases_for_claim,
     claim,
     class_mean_intervals,
     frequency_groups,
@@ -210,3 +212,12 @@ def test_spread_needs_two():
 
 def test_an_interval_that_ends_at_0_claims_nothing():
     assert claim(Interval(0.1, 0.0, 0.15, 10), 0.01, True) == "no claim"
+
+
+@pytest.mark.parametrize("comparisons", [1, 2, 3, 4, 13, 39])
+def test_the_fewest_cases_for_a_claim_are_just_enough_for_a_test_of_that_many(comparisons):
+    def smallest_p(n):
+        return holm([wilcoxon_p(np.arange(1.0, n + 1), 1.0)] * comparisons)[0]
+
+    needed = cases_for_claim(comparisons)
+    assert smallest_p(needed) < ALPHA <= smallest_p(needed - 1)
