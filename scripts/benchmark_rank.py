@@ -34,7 +34,13 @@ from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.host.atomic_files import replace_file, replace_json
 from nnunet_dhc.nnunet.host.dataset_places import locate_dataset
 from nnunet_dhc.nnunet.network.model_folder import ModelFolder, file_hash, find_model_folder, parse_fold
-from nnunet_dhc.nnunet.ranking.rank_cases import PairPredictor, case_record, order_records, structures_of
+from nnunet_dhc.nnunet.ranking.rank_cases import (
+    CASE_FORMAT,
+    PairPredictor,
+    case_record,
+    order_records,
+    structures_of,
+)
 from nnunet_dhc.nnunet.ranking.rank_sources import StoreCases
 from nnunet_dhc.nnunet.splits.fold_cases import read_fold_cases
 
@@ -81,7 +87,7 @@ def _measure(args: argparse.Namespace, model: ModelFolder, fold: int | str) -> t
     structures = structures_of(predictor, model)
     args.o.mkdir(parents=True, exist_ok=True)
     cache = args.o / "measured.json"
-    identity = [file_hash(model.checkpoint(fold, args.chk)), not args.disable_tta]
+    identity = [CASE_FORMAT, file_hash(model.checkpoint(fold, args.chk)), not args.disable_tta]
     measured = json.loads(cache.read_text()) if cache.is_file() else {}
     if measured.get("checkpoint") != identity:
         measured = {"checkpoint": identity, "cases": {}}
@@ -89,7 +95,7 @@ def _measure(args: argparse.Namespace, model: ModelFolder, fold: int | str) -> t
     for case in tqdm([case for case in chosen if case not in measured["cases"]], desc="Judged"):
         image, properties = source.load(case)
         logits = predictor.logits(image)
-        prediction = predictor.label_map((logits[0].float() + logits[1].float()) / 2)
+        prediction = predictor.label_map(predictor.combined(logits))
         reference = np.asarray(labeled.load_case(case)[1][:])[0]
         measured["cases"][case] = {
             **case_record(predictor, logits, properties),
@@ -261,7 +267,7 @@ def _train_arm(args: argparse.Namespace) -> None:
     for case in tqdm(cases, desc="Validated"):
         image, reference = (np.asarray(part[:]) for part in labeled.load_case(case)[:2])
         logits = predictor.logits(image)
-        prediction = predictor.label_map((logits[0].float() + logits[1].float()) / 2)
+        prediction = predictor.label_map(predictor.combined(logits))
         errors[case] = _errors(prediction, reference[0], structures_of(predictor, model),
                                predictor.label_manager.ignore_label)
     replace_json(args.arm / "errors.json", errors)

@@ -13,6 +13,9 @@ finds structure c says nothing about it: there D_ic and E_ic are NaN, and U_ic i
 so that a missing structure makes a scan neither more nor less worth labeling. Regions (sigmoid outputs) use the binary
 entropy of their own channel, over ln 2.
 
+A network that abstains from structure c (`nnunet_dhc.core.votes`) hasn't learned it, and would disagree everywhere. So
+A_c, B_c and p are those of the other network for this c, D_ic is NaN and U_ic = E_ic.
+
 Source: class-stratified entropy follows the idea of ClaSP PE in nnActive (MIC-DKFZ); disagreement of co-trained
 networks is query by committee.
 Deviations: whole scans instead of patches, a committee of two, no noise on the scores, Dice instead of vote entropy.
@@ -31,6 +34,7 @@ from torch import Tensor
 Array = NDArray[np.float64]
 
 _VOXELS_AT_ONCE = 1 << 21
+_MOST_DEVIATIONS = 3.0
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,14 @@ class PairCounts:
         predicted_b: Voxels that B predicts, shape (c,), int64.
         overlap: Voxels that both predict, shape (c,), int64.
         entropy: Sum of the normalized entropy over the voxels that A or B predicts, shape (c,), float64.
+        of_one_network: Where one network abstains and all the above is the other one's, shape (c,), bool.
     """
 
     predicted_a: NDArray[np.int64]
     predicted_b: NDArray[np.int64]
     overlap: NDArray[np.int64]
     entropy: Array
+    of_one_network: NDArray[np.bool_]
 
     @property
     def union(self) -> NDArray[np.int64]:
@@ -56,10 +62,10 @@ class PairCounts:
         return both
 
     def disagreement(self) -> Array:
-        """1 - Dice of A and B, shape (c,); NaN where neither predicts the structure, 1 where only one does."""
-        total = (self.predicted_a + self.predicted_b).astype(np.float64)
+        """1 - Dice of A and B, shape (c,); NaN where neither predicts the structure or one abstains from it."""
+        total = np.where(self.of_one_network, 0, self.predicted_a + self.predicted_b).astype(np.float64)
         with np.errstate(invalid="ignore"):
-            result: Array = 1.0 - 2.0 * self.overlap / total
+            result: Array = 1.0 - 2.0 * np.where(self.of_one_network, 0, self.overlap) / total
         return result
 
     def mean_entropy(self) -> Array:
@@ -69,13 +75,16 @@ class PairCounts:
         return result
 
 
-def count_pair(logits_a: Tensor, logits_b: Tensor, regions: bool = False) -> PairCounts:
+def count_pair(
+    logits_a: Tensor, logits_b: Tensor, regions: bool = False, votes: Tensor | None = None
+) -> PairCounts:
     """Sum up one scan, a slab of voxels at a time so that memory stays that of the logits.
 
     Args:
         logits_a: Logits of A, shape (k, *spatial), any floating type; channel 0 is the background unless ``regions``.
         logits_b: Logits of B, likewise.
         regions: Channels are independent regions (sigmoid, 0.5) instead of classes (softmax, argmax).
+        votes: From `votes_of`, (2, classes), background included; None where nobody abstains.
 
     Returns:
         Sums for k - 1 foreground classes, or for k regions.
@@ -87,32 +96,40 @@ def count_pair(logits_a: Tensor, logits_b: Tensor, regions: bool = False) -> Pai
         raise ValueError(f"logits of A have shape {tuple(logits_a.shape)}, those of B {tuple(logits_b.shape)}")
     k = logits_a.shape[0]
     flat_a, flat_b = logits_a.reshape(k, -1), logits_b.reshape(k, -1)
+    first = 0 if regions else 1
+    sole = torch.zeros((2, k), dtype=torch.bool)
+    if votes is not None:
+        sole[:, first:] = votes[:, 1:].cpu() == 1
     integers = torch.zeros((3, k), dtype=torch.int64)
     entropy = torch.zeros(k, dtype=torch.float64)
     count = _count_regions if regions else _count_classes
     step = max(1, _VOXELS_AT_ONCE // k)
     for start in range(0, flat_a.shape[1], step):
         slab_a, slab_b = (flat[:, start : start + step].float() for flat in (flat_a, flat_b))
-        found, uncertain = count(slab_a, slab_b)
-        integers += found.cpu()
-        entropy += uncertain.cpu()
-    first = 0 if regions else 1
+        found, uncertain = (sums.cpu() for sums in count(slab_a, slab_b))
+        for slab, decides in zip((slab_a, slab_b), sole, strict=True):
+            if decides.any():
+                of_one, uncertain_one = (sums.cpu() for sums in count(slab, slab))
+                found, uncertain = of_one.where(decides, found), uncertain_one.where(decides, uncertain)
+        integers += found
+        entropy += uncertain
     a, b, overlap = (row[first:].numpy() for row in integers)
-    return PairCounts(a, b, overlap, entropy[first:].numpy())
+    return PairCounts(a, b, overlap, entropy[first:].numpy(), sole.any(0)[first:].numpy())
 
 
 def class_values(disagreement: Array, entropy: Array) -> tuple[Array, NDArray[np.bool_]]:
     """``U_ic`` of a pool of scans, with the rule for structures that a scan lacks.
 
     Args:
-        disagreement: ``D_ic``, shape (n, c), NaN where neither network predicts c.
-        entropy: ``E_ic``, likewise.
+        disagreement: ``D_ic``, shape (n, c), NaN where neither network predicts c or one abstains.
+        entropy: ``E_ic``, shape (n, c), NaN where no network predicts c.
 
     Returns:
         ``U_ic``, shape (n, c'), for the c' structures that are found at all, and which those are, shape (c,).
     """
-    found: NDArray[np.bool_] = np.asarray(~np.isnan(disagreement).all(axis=0))
-    values = (disagreement[:, found] + entropy[:, found]) / 2
+    found: NDArray[np.bool_] = np.asarray(~np.isnan(entropy).all(axis=0))
+    values = entropy[:, found]
+    values = np.where(np.isnan(disagreement[:, found]), values, (disagreement[:, found] + values) / 2)
     absent = np.isnan(values)
     means = np.where(absent, 0.0, values).sum(axis=0) / np.maximum((~absent).sum(axis=0), 1)
     return np.where(absent, means, values), found
@@ -137,7 +154,9 @@ def feature_vectors(counts: Array, disagreement: Array, entropy: Array) -> Array
     """What a scan looks like to the pair, for the diversity term.
 
     Three blocks: the log of each structure's volume, its disagreement, its entropy. Each column is standardized over
-    the pool (columns that don't vary are 0), so that small structures count like large ones; NaN becomes the mean.
+    the pool (columns that don't vary are 0), so that small structures count like large ones; NaN becomes the mean. Then
+    it is limited to 3 standard deviations: one scan of n with a structure of its own would have sqrt(n - 1), be the
+    farthest from all, and be chosen for that, though it often is a bad scan.
 
     Args:
         counts: Mean volume that A and B predict, shape (n, c), voxels (any unit that is the same for all scans).
@@ -145,7 +164,7 @@ def feature_vectors(counts: Array, disagreement: Array, entropy: Array) -> Array
         entropy: ``E_ic``, shape (n, c).
 
     Returns:
-        Shape (n, 3 c).
+        Shape (n, 3 c), in [-3, 3].
     """
     blocks = np.concatenate([np.log1p(counts), disagreement, entropy], axis=1).astype(np.float64)
     known = ~np.isnan(blocks)
@@ -154,7 +173,7 @@ def feature_vectors(counts: Array, disagreement: Array, entropy: Array) -> Array
     spread = np.sqrt((centered**2).sum(axis=0) / number)
     result: Array = centered / np.where(spread > 1e-12, spread, 1.0)
     result[:, spread <= 1e-12] = 0.0
-    return result
+    return result.clip(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
 
 
 def annotation_order(scores: Array, features: Array, diversity: float = 0.5) -> tuple[list[int], list[float]]:

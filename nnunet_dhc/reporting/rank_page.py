@@ -29,7 +29,8 @@ _NOTES = (
     "miss in every scan counts nowhere. What both miss alike is invisible to this score.",
     "Volumes are in ml with the spacing of the scans; pixels of pictures without one count as 1 mm.",
     "Order: each next scan has the largest (1 - diversity) x score + diversity x distance to the scans before it, in "
-    "the space of volumes, disagreements and entropies of the structures.",
+    "the space of volumes, disagreements and entropies of the structures, each limited to 3 standard deviations. "
+    "Diversity prefers odd scans, also bad ones: compare the column \"by score\" and look at the pictures.",
     "A score is no promise. The honest comparator is a random choice among scans that contain the structures "
     "(foreground-aware random): published comparisons of query methods in 3D segmentation often don't beat it "
     "reliably. Check on labeled data of yours before you trust the order (scripts/benchmark_rank.py).",
@@ -48,6 +49,10 @@ def finish_ranking(ranking: dict[str, Any], folder: Path, images: bool = True, a
     if never:
         finished["notes"].insert(0, f"Neither A nor B finds {', '.join(never)} in any scan, so these count nowhere: "
                                     "random scans, or scans known to contain them, are the better choice there.")
+    of_one = [item["name"] for item in ranking["structures"] if item["of_one_network"]]
+    if of_one:
+        finished["notes"].insert(0, f"Only one of A and B has learned {', '.join(of_one)}, and it decides there alone, "
+                                    "as in prediction: these count by its entropy.")
     if images:
         add_rank_pictures(finished, folder)
     finished["ranking"] = [{key: value for key, value in line.items() if key not in ("planes", "picture_file")}
@@ -184,11 +189,13 @@ def _structure_lines(ranking: dict[str, Any]) -> list[list[str]]:
 def _why(line: dict[str, Any], ranking: dict[str, Any]) -> str:
     """The structure that gives the scan most of its score, and whether it is taken for being different."""
     names = {item["key"]: item["name"] for item in ranking["structures"]}
-    known = {key: values for key, values in line["structures"].items() if values["disagreement"] is not None}
+    known = {key: values for key, values in line["structures"].items() if values["entropy"] is not None}
     if not known:
         return "neither A nor B finds a structure"
     key = max(known, key=lambda item: float(known[item]["value"]))
-    text = f"most in {names[key]}: A and B differ by {_percent(known[key]['disagreement'])} %"
+    disagreement, entropy = (known[key][name] for name in ("disagreement", "entropy"))
+    text = f"most in {names[key]}: " + (f"A and B differ by {_percent(disagreement)} %" if disagreement is not None
+                                        else f"entropy {_percent(entropy)} %")
     return text + ("; unlike the scans before it" if line["rank"] > 1 and line["rank_by_score"] > line["rank"] else "")
 
 

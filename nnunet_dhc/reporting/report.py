@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from nnunet_dhc.reporting.collection import Collection, Run
@@ -15,8 +16,11 @@ from nnunet_dhc.reporting.compare import (
     run_facts,
     training_of,
 )
+from nnunet_dhc.reporting.run_files import RunRecord, epoch_seconds
 from nnunet_dhc.reporting.table_cells import duration
 from nnunet_dhc.wording import counted
+
+_EPOCHS_FOR_ESTIMATE = 5
 
 
 def build_report(collection: Collection, options: Options) -> dict[str, Any]:
@@ -69,13 +73,21 @@ def _state(runs: list[Run], name: str, validated: bool) -> str:
         text = f"fold {run.fold} has {counted(done, 'epoch')}" if not planned or planned == done else \
             f"fold {run.fold} is at epoch {done} of {planned}"
         if planned and done < planned and run.record and run.record.seconds:
-            text += f", about {duration(run.record.seconds / done * (planned - done))} left"
+            text += f", {time_left(run.record, planned - done)} left"
         if not run.predictions:
             text += ", not validated yet"
         parts.append(text)
     subject = "" if validated else f"{name}: "
     sentence = "; ".join(parts) + "."
     return subject + (sentence[0].upper() + sentence[1:] if validated else sentence)
+
+
+def time_left(record: RunRecord, epochs: int) -> str:
+    """By the newest epochs; those to come take longer where more of their steps will have unlabeled patches."""
+    newest = record.epochs[-_EPOCHS_FOR_ESTIMATE:]
+    seconds = median(epoch_seconds(line) or 0.0 for line in newest) * epochs
+    rate = newest[-1].get("unlabeled_rate")
+    return f"{'at least' if rate and rate < 1 else 'about'} {duration(seconds)}"
 
 
 def _tiles(runs: list[Run]) -> list[dict[str, str]]:

@@ -89,7 +89,7 @@ def read_run(folder: Path) -> RunRecord:
     stock = _read_training_logs(folder, record)
     if record.epochs:
         record.epochs_done = record.epochs[-1]["epoch"] + 1
-        timed = [_epoch_seconds(line) for line in record.epochs]
+        timed = [epoch_seconds(line) for line in record.epochs]
         if all(value is not None for value in timed):
             record.seconds = float(sum(value for value in timed if value is not None))
     else:
@@ -185,7 +185,8 @@ def _last_number(text: str) -> float | None:
     return float(numbers[-1]) if numbers and numbers[-1] != "nan" else None
 
 
-def _epoch_seconds(line: dict[str, Any]) -> float | None:
+def epoch_seconds(line: dict[str, Any]) -> float | None:
+    """How long an epoch took, from its line of the log."""
     seconds = line.get("seconds")
     value = seconds.get("epoch") if isinstance(seconds, dict) else seconds
     return float(value) if isinstance(value, int | float) else None

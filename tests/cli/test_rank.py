@@ -37,9 +37,12 @@ def made_up(tmp_path, cases=("patient_a", "patient_b", "patient_c")) -> dict:
     return {
         "cases": list(cases), "ranking": lines,
         "structures": [
-            {"key": "1", "name": "left | <kidney>", "labels": [1], "found_in": 3, "disagreement": 0.3, "entropy": 0.1},
-            {"key": "2", "name": "gland", "labels": [2], "found_in": 0, "disagreement": None, "entropy": None},
-            {"key": "(1, 2)", "name": "both", "labels": [1, 2], "found_in": 2, "disagreement": 0.1, "entropy": 0.1},
+            {"key": "1", "name": "left | <kidney>", "labels": [1], "found_in": 3, "disagreement": 0.3, "entropy": 0.1,
+             "of_one_network": False},
+            {"key": "2", "name": "gland", "labels": [2], "found_in": 0, "disagreement": None, "entropy": None,
+             "of_one_network": False},
+            {"key": "(1, 2)", "name": "both", "labels": [1, 2], "found_in": 2, "disagreement": 0.1, "entropy": 0.1,
+             "of_one_network": False},
         ],
         "settings": {"diversity": 0.5, "budget": 1}, "source": f"scans of the folder {cases[1]}",
         "left_out": [{"case": "patient_d", "reason": "has NaN voxels"}],

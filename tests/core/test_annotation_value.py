@@ -140,3 +140,32 @@ def test_volumes_count_by_their_logarithm():
     volume = np.array([[0.0], [9.0], [99.0]])  # log1p: 0, 1, 2 times ln 10
     unknown = np.full((3, 1), np.nan)
     np.testing.assert_allclose(feature_vectors(volume, unknown, unknown)[:, 0], [-(1.5**0.5), 0.0, 1.5**0.5])
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_what_a_network_abstains_from_is_the_other_ones_alone(regions):
+    """A abstains from the second structure: there all is that of B with itself, elsewhere as without votes."""
+    torch.manual_seed(2)
+    a, b = torch.randn(2, 4, 6, 5, 4)
+    structures = 4 if regions else 3
+    votes = torch.full((2, structures + 1), 0.5)
+    votes[:, 2] = torch.tensor([0.0, 1.0])
+    found, plain, of_b = count_pair(a, b, regions, votes), count_pair(a, b, regions), count_pair(b, b, regions)
+    second = np.arange(structures) == 1
+    np.testing.assert_array_equal(found.of_one_network, second)
+    for name in ("predicted_a", "predicted_b", "overlap", "entropy"):
+        expected = np.where(second, getattr(of_b, name), getattr(plain, name))
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=1e-6)
+    assert np.isnan(found.disagreement()[1]) and np.isfinite(found.disagreement()[~second]).all()
+    values, known = class_values(found.disagreement()[None], found.mean_entropy()[None])
+    assert known.all() and values[0, 1] == found.mean_entropy()[1]
+
+
+def test_one_odd_scan_of_many_is_not_the_farthest_of_all():
+    """A structure that one scan alone has would lie 14 standard deviations off among 200 scans."""
+    volume = np.zeros((200, 1))
+    volume[7] = 5.0
+    entropy = np.linspace(0.1, 0.5, 200)[:, None]
+    features = feature_vectors(volume, entropy, entropy)
+    assert features[7, 0] == 3.0 and features.max() <= 3.0 and features.min() >= -3.0
+    np.testing.assert_allclose(features[:, 1].std(), 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,14 @@ from nnunet_dhc.core.annotation_value import count_pair
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.network.model_folder import find_model_folder
 from nnunet_dhc.nnunet.ranking import rank_cases as rank_module
-from nnunet_dhc.nnunet.ranking.rank_cases import CASE_FOLDER, PairPredictor, RankRequest, order_records, rank_cases
+from nnunet_dhc.nnunet.ranking.rank_cases import (
+    CASE_FOLDER,
+    PairPredictor,
+    RankRequest,
+    mean_votes,
+    order_records,
+    rank_cases,
+)
 from nnunet_dhc.nnunet.ranking.rank_planes import disagreement_planes, oriented
 from nnunet_dhc.nnunet.ranking.rank_sources import StoreCases
 
@@ -237,18 +245,18 @@ def test_plans_made_anew_since_are_refused(trained, tmp_path):
         path.write_text(before)
 
 
+def record_of(counts, voxel_ml=0.001) -> dict:
+    return {**{item.name: getattr(counts, item.name).tolist() for item in fields(counts)}, "voxel_ml": voxel_ml}
+
+
 def test_order_of_records():
     """Three scans: one that both find easy, two that are copies of each other and hard."""
     torch.manual_seed(0)
     a = torch.randn(3, 8, 8, 8)
     easy, hard = count_pair(a, a), count_pair(a, torch.randn(3, 8, 8, 8))
 
-    def record(counts) -> dict:
-        return {**{name: getattr(counts, name).tolist() for name in ("predicted_a", "predicted_b", "overlap",
-                                                                     "entropy")}, "voxel_ml": 0.001}
-
     structures = [{"key": "1", "name": "one", "labels": [1]}, {"key": "2", "name": "two", "labels": [2]}]
-    records = {"easy": record(easy), "hard": record(hard), "copy": record(hard)}
+    records = {"easy": record_of(easy), "hard": record_of(hard), "copy": record_of(hard)}
     assert order_records(records, structures, 0.0, 1)["cases"] == ["hard", "copy", "easy"]
     diverse = order_records(records, structures, 0.6, 1)
     assert diverse["cases"] == ["hard", "easy", "copy"]
@@ -287,8 +295,7 @@ def test_volumes_are_turned_to_the_patient(direction, backward):
 def test_what_is_chosen_and_how_large_it_is():
     logits = 40 * torch.nn.functional.one_hot(torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]), 2).movedim(-1, 1).float()
     counts = count_pair(*logits)  # A finds three voxels, B one
-    record = {name: getattr(counts, name).tolist() for name in ("predicted_a", "predicted_b", "overlap", "entropy")}
-    records = {case: {**record, "voxel_ml": 0.5} for case in "abc"}
+    records = {case: record_of(counts, voxel_ml=0.5) for case in "abc"}
     ranking = order_records(records, [{"key": "1", "name": "one", "labels": [1]}], 0.0, 2)["ranking"]
     assert [line["chosen"] for line in ranking] == [True, True, False]
     assert ranking[0]["structures"]["1"]["volume_ml"] == 1.0
@@ -297,9 +304,23 @@ def test_what_is_chosen_and_how_large_it_is():
 def test_a_structure_that_no_scan_has_takes_no_value_of_another():
     logits = 40 * torch.nn.functional.one_hot(torch.tensor([[2, 2, 0], [2, 0, 0]]), 3).movedim(-1, 1).float()
     counts = count_pair(*logits)
-    record = {name: getattr(counts, name).tolist() for name in ("predicted_a", "predicted_b", "overlap", "entropy")}
     structures = [{"key": key, "name": key, "labels": [int(key)]} for key in "12"]
-    found = order_records({"a": {**record, "voxel_ml": 1.0}}, structures, 0.0, 1)["ranking"][0]["structures"]
+    found = order_records({"a": record_of(counts)}, structures, 0.0, 1)["ranking"][0]["structures"]
     assert found["1"]["value"] is None
     # 1 - 2 / 3, and one of two voxels with p = 1/2 for two of three classes
     assert found["2"]["value"] == pytest.approx((1 / 3 + 0.5 * np.log(2) / np.log(3)) / 2)
+
+
+def test_a_structure_that_one_network_has_not_learned_in_any_fold_is_ranked_by_the_other():
+    abstains, votes_on_all = torch.tensor([[0.5, 0.0], [0.5, 1.0]]), torch.full((2, 2), 0.5)
+    assert mean_votes([{"votes": abstains}, {"votes": abstains}]).tolist() == abstains.tolist()
+    assert mean_votes([{"votes": abstains}, {}]).tolist() == ((abstains + votes_on_all) / 2).tolist()
+    assert mean_votes([{}, {}]) is None
+    logits = torch.randn(2, 2, 50)
+    found = [order_records({"a": record_of(count_pair(*logits, votes=votes))},
+                           [{"key": "1", "name": "one", "labels": [1]}], 0.0, 1)
+             for votes in (abstains, (abstains + votes_on_all) / 2)]
+    assert [ranking["structures"][0]["of_one_network"] for ranking in found] == [True, False]
+    of_one, of_both = (ranking["ranking"][0] for ranking in found)
+    assert of_one["disagreement"] is None and of_one["score"] == of_one["entropy"] > 0
+    assert of_both["disagreement"] > 0

@@ -23,7 +23,8 @@ from nnunet_dhc.reporting.page_scores import short_name, short_names
 from nnunet_dhc.reporting.page_training import _alarms, _at, dice_courses
 from nnunet_dhc.reporting.pictures import label_colors, label_picture
 from nnunet_dhc.reporting.render_html import render_html
-from nnunet_dhc.reporting.report import build_report
+from nnunet_dhc.reporting.report import build_report, time_left
+from nnunet_dhc.reporting.run_files import RunRecord
 
 _VOID = {"meta", "img", "br", "wbr", "input", "link", "hr"}
 
@@ -130,6 +131,14 @@ def test_the_report_of_a_training_that_still_runs(tree):
     _Checker(page)
     assert "Class weights" in page
     assert 'id="structures"' not in page
+
+
+@pytest.mark.parametrize(("rate", "said"), [(0.5, "at least 2 min"), (1.0, "about 2 min"), (None, "about 2 min")])
+def test_time_left_is_that_of_newest_epochs_and_a_lower_bound_while_they_get_longer(rate, said, tmp_path):
+    seconds = [1.0] * 5 + [20.0, 20.0, 600.0, 20.0, 20.0]
+    epochs = [{"epoch": epoch, "unlabeled_rate": rate, "seconds": {"epoch": value}}
+              for epoch, value in enumerate(seconds)]
+    assert time_left(RunRecord(tmp_path, epochs=epochs), 6) == said
 
 
 def test_the_report_of_a_validated_training(tree):

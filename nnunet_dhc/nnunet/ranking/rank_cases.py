@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from nnunet_dhc.core.annotation_value import (
     count_pair,
     feature_vectors,
 )
+from nnunet_dhc.core.votes import combined_logits
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.host.atomic_files import remove_temporary_files, replace_file, replace_json
 from nnunet_dhc.nnunet.host.file_locks import held_lock, released_at_end
@@ -42,7 +43,7 @@ from nnunet_dhc.nnunet.unlabeled.unlabeled_store import file_stem
 
 CASE_FOLDER = ".cases"
 _LOCK = ".ranking.lock"
-_CASE_FORMAT = 2  # raise it when a record is made differently
+CASE_FORMAT = 3  # raise it when a record is made differently
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class PairPredictor:
         self.predictor.use_mirroring = self.predictor.use_mirroring and mirroring
         self.pair = pair_of(self.predictor, model.path)
         self.label_manager = self.plans_manager.get_label_manager(model.dataset_json)
+        self.votes = mean_votes(self.predictor.list_of_parameters)
 
     def logits(self, image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of A and of B, shape (k, *spatial) each, on the CPU; each patch goes through each network once."""
@@ -99,6 +101,11 @@ class PairPredictor:
             with self.pair.giving(output):
                 found.append(self.predictor.predict_logits_from_preprocessed_data(tensor))
         return found[0], found[1]
+
+    def combined(self, logits: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """What the pair of one fold says, from what `logits` gave; float32."""
+        a, b = (of_network.float() for of_network in logits)
+        return (a + b) / 2 if self.votes is None else combined_logits(a[None], b[None], self.votes)[0]
 
     def label_map(self, logits: torch.Tensor) -> np.ndarray:
         """nnU-Net's label map of some logits."""
@@ -228,7 +235,8 @@ def order_records(
     return {
         "cases": [line["case"] for line in lines], "ranking": lines,
         "structures": [{
-            **item, "found_in": int((~np.isnan(disagreement[:, column])).sum()),
+            **item, "found_in": int((~np.isnan(entropy[:, column])).sum()),
+            "of_one_network": bool(counts[0].of_one_network[column]),
             "disagreement": _mean(disagreement[:, column]), "entropy": _mean(entropy[:, column]),
         } for column, item in enumerate(structures)],
         "settings": {"diversity": diversity, "budget": budget},
@@ -251,9 +259,9 @@ def case_record(
     predictor: PairPredictor, logits: tuple[torch.Tensor, torch.Tensor], properties: dict[str, Any]
 ) -> dict[str, Any]:
     """Sums over the voxels of one scan, JSON-ready."""
-    counts = count_pair(*logits, regions=predictor.label_manager.has_regions)
+    counts = count_pair(*logits, predictor.label_manager.has_regions, predictor.votes)
     return {
-        **{name: getattr(counts, name).tolist() for name in ("predicted_a", "predicted_b", "overlap", "entropy")},
+        **{item.name: getattr(counts, item.name).tolist() for item in fields(counts)},
         "voxel_ml": float(np.prod(predictor.spacing(properties)) / 1000),
     }
 
@@ -264,7 +272,7 @@ def _records(
 ) -> dict[str, dict[str, Any]]:
     remove_temporary_files(folder)
     records, todo = {}, []
-    common = [_CASE_FORMAT, hashes, predictor.predictor.use_mirroring]
+    common = [CASE_FORMAT, hashes, predictor.predictor.use_mirroring]
     for case in source.identifiers:
         identity = hashlib.sha256(json.dumps([*common, source.made_from(case)]).encode()).hexdigest()
         record = _remembered(folder, case, identity, with_pictures)
@@ -321,8 +329,16 @@ def _pictures(
 
 
 def _counts(record: dict[str, Any]) -> PairCounts:
-    a, b, overlap = (np.array(record[name], dtype=np.int64) for name in ("predicted_a", "predicted_b", "overlap"))
-    return PairCounts(a, b, overlap, np.array(record["entropy"], dtype=np.float64))
+    return PairCounts(**{item.name: np.array(record[item.name]) for item in fields(PairCounts)})
+
+
+def mean_votes(of_folds: Sequence[dict[str, Any]]) -> torch.Tensor | None:
+    """Mean of the votes of the pairs of some folds, (2, k); None where nobody abstains."""
+    known = [parameters["votes"].cpu() for parameters in of_folds if parameters.get("votes") is not None]
+    if not known:
+        return None
+    half = torch.full_like(known[0], 0.5)
+    return torch.stack([*known, *[half] * (len(of_folds) - len(known))]).mean(0)
 
 
 def _mean(values: np.ndarray) -> float | None:
