@@ -33,7 +33,7 @@ class PartTimer:
         ):
             self._around(objective, name, part)
         self._around(objective.labels, "pseudo_label", "pseudo labels")
-        self._around(trainer, "_clip_gradients", "clip")
+        self._around(trainer.optimizer_step, "clip_gradients", "clip")
         self._around(trainer.optimizer, "step", "optimizer")
         self._around(torch.Tensor, "backward", "backward")
         self._around(torch.autograd, "backward", "backward")

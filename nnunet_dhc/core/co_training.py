@@ -17,6 +17,8 @@ from nnunet_dhc.core.label_spaces import LabelReading, LabelSpace, Overlap
 from nnunet_dhc.core.loss_sums import LossSums
 from nnunet_dhc.core.term_sums import TermSums
 
+LEAST_REGION_WEIGHT = 0.1  # relative to the largest; of a region's own, without which nothing trains its output
+
 
 @dataclass(frozen=True)
 class LossComposition:
@@ -118,6 +120,10 @@ class CoTrainingObjective:
     with Y the other network, or, with ``teacher_is_mean``, the mean of both networks' logits. With deep supervision
     every loss is the sum over the outputs with nnU-Net's factors.
 
+    DistDW gives the most frequent class a weight of 0. Among classes that is the background, nearly always, and its
+    voxels still tell the others. A region has an output of its own, whose loss is all multiplied by its weight: so with
+    regions no weight is below a tenth of the largest. The paper has no regions.
+
     Args:
         labels: How logits, targets and counts relate (softmax classes or sigmoid regions).
         weighting_a, weighting_b: Class weightings, updated once a step.
@@ -206,9 +212,10 @@ class CoTrainingObjective:
             exponents = torch.full_like(weights, of_others)
             exponents[:1].fill_(of_background)  # assigning the number would wait for a GPU
         composition = self.composition
-        return tempered(
-            weights, exponents, composition.weight_mean_one, composition.weight_minimum, self.background_weight
-        )
+        minimum = composition.weight_minimum
+        if not self.labels.sums_have_background:
+            minimum = max(minimum, LEAST_REGION_WEIGHT)
+        return tempered(weights, exponents, composition.weight_mean_one, minimum, self.background_weight)
 
     @property
     def couples_networks(self) -> bool:

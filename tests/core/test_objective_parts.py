@@ -7,9 +7,9 @@ import pytest
 import torch
 from golden import labels_of, logits_of
 
-from nnunet_dhc.core import SimiS, Unweighted
+from nnunet_dhc.core import DistDW, SimiS, Unweighted
 from nnunet_dhc.core.co_training import CoTrainingObjective, LossComposition
-from nnunet_dhc.core.label_spaces import ClassLabels
+from nnunet_dhc.core.label_spaces import ClassLabels, RegionLabels
 
 LABELS = ClassLabels(3)
 PSEUDO = torch.cat([labels_of((0, 1, 1, 2, 0, 0)), labels_of((0, 0, 2, 2, 2, 1))])  # one labeled, one unlabeled patch
@@ -49,6 +49,23 @@ def test_exponent_of_the_background_is_of_no_other_class():
     torch.testing.assert_close(made._tempered(weights), torch.tensor([4.0, 2.0, 4.0]))
     made.weight_exponents = (1.0, 0.0)
     torch.testing.assert_close(made._tempered(weights), torch.tensor([0.25, 4.0, 4.0]))
+
+
+def test_no_region_is_without_gradient():
+    """Were it at 0, as DistDW has the most frequent one, nothing would train its output; a class still has voxels."""
+    regions = RegionLabels(2)
+    made = CoTrainingObjective(regions, DistDW(3), Unweighted(3), LossComposition(supervised_ce=1.0))
+    made.weightings[0].initialize(torch.tensor([1000, 9000, 100]))  # no region, a frequent and a rare one
+    assert made.weightings[0].weights[1] == 0
+    weights, _ = made.loss_weights
+    torch.testing.assert_close(weights[1], 0.1 * weights[2])
+    logits = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    target = (torch.rand(1, 2, 4, 4) > 0.5).float()
+    made.losses_of(made.sums([logits], [target], None), weights).supervised.backward()
+    assert (logits.grad[0].abs().sum((1, 2)) > 0).all()
+    of_classes = CoTrainingObjective(LABELS, DistDW(3), Unweighted(3), LossComposition())
+    of_classes.weightings[0].initialize(torch.tensor([9000, 1000, 100]))
+    assert of_classes.loss_weights[0][0] == 0
 
 
 def test_background_weight_is_that_of_both_networks_before_the_exponent():

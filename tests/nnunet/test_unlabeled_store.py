@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,13 @@ def test_a_torn_last_line_is_ignored_and_repaired(tmp_path, cut):
 def test_lines_of_another_version_count_as_absent(tmp_path):
     (tmp_path / "manifest.jsonl").write_text('{"identifier": "a", "colour": 1}\nnonsense\n[1]\n')
     assert UnlabeledStore(tmp_path).entries == {}
+
+
+def test_what_a_later_version_says_more_of_a_case_is_passed_over(tmp_path):
+    UnlabeledStore(tmp_path).append([entry("a")])
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colour": 1}) + "\n")
+    assert UnlabeledStore(tmp_path).entries == {"a": entry("a")}
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,15 @@ def test_another_network_is_refused(tiny_dataset, started):
         resumed(tiny_dataset, started)
 
 
+def test_another_structure_in_dataset_json_is_refused(tiny_dataset, started):
+    for path in (tiny_dataset.preprocessed / "dataset.json", tiny_dataset.raw / "dataset.json"):
+        content = json.loads(path.read_text())
+        content["labels"]["new organ"] = len(content["labels"])
+        path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"_latest.pth does not fit dataset.json, .* \(labels.new organ\).*--c"):
+        resumed(tiny_dataset, started)
+
+
 @pytest.mark.parametrize("weighting", ["diffdw", "none", "crest"])
 def test_another_class_weighting_is_refused(tiny_dataset, started, weighting):
     """Those that never update, or whose state looks alike, would keep the old weights."""

@@ -161,6 +161,21 @@ def test_dice_of_a_sub_network_is_nnunets(trained, no_process_pools):
         assert mean_foreground_dice(list(measured[network].values())) == pytest.approx(mean)
 
 
+def test_what_the_exported_network_has_not_learned_is_named(trained, tmp_path, capsys):
+    path = model_path(trained) / "fold_1" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    names = checkpoint["nnunet_dhc"]["class_names"]
+    votes = torch.full((2, len(names)), 0.5)
+    votes[:, 2] = torch.tensor([0.0, 1.0])  # A abstains
+    checkpoint["network_weights"]["votes"] = votes
+    torch.save(checkpoint, path)
+    for network, missing in (("A", [names[2]]), ("B", [])):
+        export_model(request(network), tmp_path / network, CPU)
+        sources = json.loads((tmp_path / network / export_module.SIDECAR).read_text())["folds"]
+        assert [source["no_say_in"] for source in sources] == [[], missing]
+        assert (f"fold 1: {network} hasn't learned {names[2]}" in capsys.readouterr().out) == bool(missing)
+
+
 def test_mean_leaves_out_what_is_in_neither():
     cases = [{"1": 0.5, "2": None}, {"1": 0.7, "2": 0.2}, {"1": None, "2": None}]
     assert mean_foreground_dice(cases) == pytest.approx((0.6 + 0.2) / 2)

@@ -196,10 +196,11 @@ def check_gradients(trainer, batch, outputs_a, outputs_b, pseudo_a, pseudo_b, ma
 
 
 @pytest.mark.parametrize("ignore", [False, True])
-def test_regions(tmp_path, monkeypatch, ignore, no_process_pools):
+def test_regions(tmp_path, monkeypatch, ignore, no_process_pools, capsys):
     dataset = make_variant(tmp_path / "nnunet", monkeypatch, REGIONS, ignore=ignore)
     dataset.write_split([FOLD])
-    trainer = train(dataset)
+    trainer = train(dataset, background_weight=0.02)
+    assert "background_exponent_final do nothing here: regions have no background" in capsys.readouterr().out
     assert trainer.class_names == ["no region", "whole", "core", "small"]
     counts = trainer.data.labeled_counts
     assert counts[1] > counts[2] > counts[3] > 0

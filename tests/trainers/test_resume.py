@@ -163,12 +163,12 @@ def test_what_an_earlier_training_validated_is_not_taken_for_the_new_one(tiny_da
 def test_the_command_to_resume_never_means_an_earlier_training_of_the_folder(tiny_dataset):
     make_trainer(tiny_dataset).run_training()
     trainer = make_trainer(tiny_dataset)
-    assert not trainer._resume_command.endswith("--c")  # stopped now, it has no checkpoint of its own
+    assert not trainer.resume_command.endswith("--c")  # stopped now, it has no checkpoint of its own
     trainer.on_train_start()
-    assert trainer._resume_command.endswith("--c")
+    assert trainer.resume_command.endswith("--c")
     again = make_trainer(tiny_dataset, continues=True)
     maybe_load_checkpoint(again, True, False)
-    assert again._resume_command.endswith("--c")
+    assert again.resume_command.endswith("--c")
 
 
 def test_torchrun_restarts_a_training_that_has_no_checkpoint_yet(tiny_dataset, monkeypatch):

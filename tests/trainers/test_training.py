@@ -208,6 +208,23 @@ def test_the_duration_of_a_run_counts_a_validation_step_as_the_forward_pass_of_a
     assert "about 11.0 h, on average 3.00 s a step" in printed[0]  # an epoch: 3 x 3 s, and 2 x 1 s of validation
 
 
+def test_drawing_curves_takes_a_small_part_of_a_training(tmp_path, monkeypatch):
+    files, now, drawn = RunFiles(str(tmp_path)), [1000.0], []
+
+    def draw(*_):
+        drawn.append(now[0])
+        now[0] += 5.0
+
+    monkeypatch.setattr(run_files, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run_files, "plot_progress", draw)
+    for epoch in range(100):
+        now[0] += 60.0
+        if files._plot_is_due(is_last=epoch == 99):
+            files._plot([], [])
+    assert drawn[0] == 1060.0 and drawn[-1] == now[0] - 5.0
+    assert 5 * len(drawn) <= 0.025 * (now[0] - 1000.0)
+
+
 def test_warns_when_gpu_waits_for_data():
     assert waiting_warning({"epoch": 100.0, "loading": 24.0}, 12) is None
     assert waiting_warning({"epoch": 0.0, "loading": 0.0}, 12) is None
@@ -244,7 +261,7 @@ def test_gradient_of_each_sub_network_is_clipped_by_itself(tiny_dataset):
     for factor, network in zip((1e6, 1e-3), trainer.pair.sub_networks, strict=True):
         for parameter in network.parameters():
             parameter.grad = torch.full_like(parameter, factor)
-    trainer._clip_gradients()
+    trainer.optimizer_step.clip_gradients()
     norms = [torch.cat([p.grad.flatten() for p in n.parameters()]).norm() for n in trainer.pair.sub_networks]
     count = sum(p.numel() for p in trainer.pair.sub_network_b.parameters())
     assert norms[0] == pytest.approx(12, rel=1e-3)
@@ -451,7 +468,7 @@ def test_with_amp_a_loss_that_is_not_finite_changes_no_weight_though_its_gradien
 
 def test_many_non_finite_gradients_end_the_run_too(tiny_dataset, monkeypatch):
     trainer = make_trainer(tiny_dataset, num_epochs=1, num_iterations_per_epoch=9, max_non_finite_steps=3)
-    monkeypatch.setattr(trainer, "_clip_gradients", lambda: torch.tensor([1.0, float("nan")]))
+    monkeypatch.setattr(trainer.optimizer_step, "clip_gradients", lambda: torch.tensor([1.0, float("nan")]))
     with pytest.raises(UserError, match=r"gradient was not finite in 3 steps .*: case_\d, .* --c$"):
         trainer.run_training()
     assert trainer.statistics.read()["skipped_steps"] == 3

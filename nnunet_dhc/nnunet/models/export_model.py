@@ -87,6 +87,12 @@ def export_model(
     with new_output(output) as partial:
         partial.mkdir()
         sources = _write_folder(partial, model, request, network, dice)
+    for source in sources:
+        if source["no_say_in"]:
+            say(
+                f"WARNING: fold {source['fold']}: {network} hasn't learned {', '.join(source['no_say_in'])}, which the "
+                "other sub-network decides in the pair's predictions: the exported model will mostly miss them"
+            )
     folds = " ".join(map(str, request.folds))
     say(
         f"{output}: sub-network {network} of {len(sources)} fold(s) as a stock nnU-Net model. Predict with "
@@ -101,6 +107,15 @@ def sub_network_state(checkpoint: Mapping[str, Any], network: str) -> dict[str, 
     """Weights of A or B under nnU-Net's own names."""
     prefix = f"sub_network_{network.lower()}."
     return {key[len(prefix) :]: value for key, value in checkpoint["network_weights"].items() if key.startswith(prefix)}
+
+
+def without_say(checkpoint: Mapping[str, Any], network: str) -> list[str]:
+    """Names of the classes from which A or B abstains, because it hasn't learned them."""
+    votes = checkpoint["network_weights"].get("votes")
+    if votes is None:
+        return []
+    of_network = votes["AB".index(network)].tolist()
+    return [name for name, vote in zip(checkpoint[STATE_KEY]["class_names"], of_network, strict=True) if vote == 0]
 
 
 def stock_checkpoint(checkpoint: Mapping[str, Any], network: str, num_parameters: int) -> dict[str, Any]:
@@ -217,6 +232,7 @@ def _write_folder(
                 "sha256": file_hash(path),
                 "epochs": checkpoint["current_epoch"],
                 "recipe": checkpoint[STATE_KEY].get("recipe"),
+                "no_say_in": without_say(checkpoint, network),
                 "exported_sha256": file_hash(target),
             }
         )

@@ -14,6 +14,12 @@ def changed_plans(before: Mapping[str, Any], now: Mapping[str, Any], configurati
     return sorted(_differences(_relevant(before, configuration), _relevant(now, configuration), ""))
 
 
+def changed_inputs_and_outputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the entries of two ``dataset.json`` that differ, of those that make the network's shape."""
+    keys = ("labels", "regions_class_order", "channel_names", "modality")
+    return sorted(_differences(*({key: content.get(key) for key in keys} for content in (before, now)), ""))
+
+
 def _relevant(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     kept = {key: value for key, value in plans.items() if key not in _NOT_PLANS and key != "configurations"}
     return {**kept, configuration: plans.get("configurations", {}).get(configuration, {})}

@@ -7,9 +7,9 @@ import errno
 import os
 import shutil
 
-from nnunet_dhc.errors import UserError
+from nnunet_dhc.errors import UserError, first_line
 from nnunet_dhc.nnunet.reliability.compile_fallback import first_words, is_compile_failure
-from nnunet_dhc.nnunet.reliability.device_errors import is_out_of_memory
+from nnunet_dhc.nnunet.reliability.device_errors import is_device_lost, is_out_of_memory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -40,6 +40,11 @@ def explained(error: BaseException, output_folder: str | None, preprocess: str, 
             f"Out of GPU memory ({_first_sentences(error, 3)}). Free the GPU of other programs and continue with: "
             f"{resume}; or train anew with less memory, under new plans (-p): nnunet_dhc configure ... --set "
             "low_memory=on, or a smaller batch_size or patch_size in them"
+        )
+    if is_device_lost(error):
+        return UserError(
+            f"The GPU has failed ({first_line(error, type(error).__name__)}). The last whole checkpoint is kept. If "
+            f"nvidia-smi still lists the GPU, continue with: {resume}; otherwise restart the machine before"
         )
     if is_compile_failure(error):
         return UserError(

@@ -77,12 +77,19 @@ def explain_loading_failure(
     return error
 
 
-def killed_while_validating(number: int, resume: str) -> str:
-    """What to do when a worker of the final validation was ended by a signal."""
+def killed_while_validating(number: int, resume: str, is_kept: bool = True) -> str:
+    """What to do when a worker of the final validation was ended by a signal.
+
+    Args:
+        number: Of the signal.
+        resume: The command that continues the training, or starts it again.
+        is_kept: There is a checkpoint of the trained model.
+    """
+    then = "The trained model is complete: set" if is_kept else "No checkpoint was kept (--disable_checkpointing): set"
     return (
         f"A worker of the final validation was ended by {signal.Signals(number).name}, most often by the system for "
-        f"lack of memory ({_free_memory()}). The trained model is complete: set nnUNet_def_n_proc to fewer processes, "
-        f"then repeat the validation with: {resume}"
+        f"lack of memory ({_free_memory()}). {then} nnUNet_def_n_proc to fewer processes, then "
+        f"{'repeat the validation' if is_kept else 'train again'} with: {resume}"
     )
 
 

@@ -17,7 +17,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.host.installation import require_supported_nnunet
 from nnunet_dhc.nnunet.reliability import torchrun
-from nnunet_dhc.nnunet.reliability.changed_plans import changed_plans
+from nnunet_dhc.nnunet.reliability.changed_plans import changed_inputs_and_outputs, changed_plans
 from nnunet_dhc.nnunet.reliability.child_watch import ChildWatch
 from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder, read_without_mapping, without_mapping
 from nnunet_dhc.nnunet.reliability.device_errors import require_device
@@ -62,7 +62,7 @@ class ReliableTrainer(nnUNetTrainer):
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)
         except OSError as error:
-            raise explained(error, self.output_folder, self._preprocess_command, self._resume_command) from error
+            raise explained(error, self.output_folder, self._preprocess_command, self.resume_command) from error
         torchrun.place(self)
 
     def print_to_log_file(self, *args, also_print_to_console=True, add_timestamp=True):
@@ -80,15 +80,21 @@ class ReliableTrainer(nnUNetTrainer):
             super().load_checkpoint(filename_or_checkpoint)
         except RuntimeError as error:
             changed = changed_plans(self.my_init_kwargs["plans"], plans, self.configuration_name)
-            if not changed:
-                raise
-            raise UserError(
-                f"{filename_or_checkpoint} does not fit the plans {self.plans_manager.plans_name}, which have changed "
-                f"since this run started ({name_some(changed, 5)}): restore them, or train with them under another "
-                "plans identifier"
-            ) from error
+            if changed:
+                raise UserError(
+                    f"{filename_or_checkpoint} does not fit the plans {self.plans_manager.plans_name}, which have "
+                    f"changed since this run started ({name_some(changed, 5)}): restore them, or train with them under "
+                    "another plans identifier"
+                ) from error
+            changed = changed_inputs_and_outputs(self.my_init_kwargs["dataset_json"], self.dataset_json)
+            if changed:
+                raise UserError(
+                    f"{filename_or_checkpoint} does not fit dataset.json, which has changed since this run started "
+                    f"({name_some(changed, 5)}): restore it, or train anew (without --c)"
+                ) from error
+            raise
         except OSError as error:  # the preprocessed cases, by whose format nnU-Net chooses how to read them
-            raise explained(error, self.output_folder, self._preprocess_command, self._resume_command) from error
+            raise explained(error, self.output_folder, self._preprocess_command, self.resume_command) from error
         self.can_be_continued, self.epochs_in_checkpoint = True, self.current_epoch
         changed = changed_plans(self.my_init_kwargs["plans"], plans, self.configuration_name)
         if changed:
@@ -110,7 +116,7 @@ class ReliableTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False):
         def explain(number: int) -> str:
-            return killed_while_validating(number, self._resume_command)
+            return killed_while_validating(number, self.resume_command, is_kept=not self.disable_checkpointing)
 
         with (
             self._ending_well("the final validation"),
@@ -177,7 +183,7 @@ class ReliableTrainer(nnUNetTrainer):
                 if isinstance(error, Stopped):
                     line, code = self._stopped_line(error, what), error.exit_code
                 else:
-                    error = explained(error, self.output_folder, self._preprocess_command, self._resume_command)
+                    error = explained(error, self.output_folder, self._preprocess_command, self.resume_command)
                     line, code = str(error), 1
                 self._write_to_log(error, line)
                 with within_seconds(code, line):
@@ -189,13 +195,13 @@ class ReliableTrainer(nnUNetTrainer):
                 raise SystemExit(code) from None
 
     def _stopped_line(self, stopped: Stopped, what: str) -> str:
-        if what != "training":
+        if what != "training" and not self.disable_checkpointing:
             state = "the trained model is complete. Repeat the validation with"
         elif not self.can_be_continued:
             state = "there is no checkpoint yet. Start again with"
         else:
             state = f"the checkpoint holds every finished epoch ({self.epochs_in_checkpoint}). Continue with"
-        return f"Stopped by {stopped.name} in {what}; {state}: {self._resume_command}"
+        return f"Stopped by {stopped.name} in {what}; {state}: {self.resume_command}"
 
     def _write_to_log(self, error: BaseException, line: str) -> None:
         """Keep the traceback that the last line leaves out."""
@@ -211,7 +217,7 @@ class ReliableTrainer(nnUNetTrainer):
 
     def _explain_loading(self, error: Exception, workers: Sequence[Any]) -> Exception:
         return explain_loading_failure(
-            error, workers, self._case_folders(), self._preprocess_command, self._resume_command
+            error, workers, self._case_folders(), self._preprocess_command, self.resume_command
         )
 
     def _case_folders(self) -> list[CaseFolder]:
@@ -235,7 +241,7 @@ class ReliableTrainer(nnUNetTrainer):
         return found
 
     @property
-    def _resume_command(self) -> str:
+    def resume_command(self) -> str:
         return resume_command(self.can_be_continued)
 
     @property

@@ -15,6 +15,7 @@ import torch
 
 from nnunet_dhc.errors import UserError
 from nnunet_dhc.nnunet.host.atomic_files import sync_folder
+from nnunet_dhc.nnunet.reliability.device_errors import is_device_lost, is_out_of_memory
 from nnunet_dhc.nnunet.reliability.explained_errors import is_full
 from nnunet_dhc.nnunet.reliability.graceful_stop import StopSignals
 
@@ -48,6 +49,8 @@ def save_extended(save_stock: Callable[[str], None], filename: str, state: dict[
             os.replace(extended, filename)
             sync_folder(os.path.dirname(filename))
         except (OSError, RuntimeError) as error:  # torch's own writer says RuntimeError for a full disk
+            if is_device_lost(error) or is_out_of_memory(error):
+                raise
             raise UserError(
                 f"cannot write {filename} ({_reason(error, filename)}); the previous checkpoint is kept. Free "
                 "disk space or make the folder writable, then continue with --c"

@@ -46,7 +46,9 @@ def make_weighting(name: str, num_classes: int, mode: str, options: Mapping[str,
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(
-            f"class weighting {name} has no option {', '.join(unknown)}; valid are {', '.join(known) or 'none'}"
+            f"class weighting {name} has no option {', '.join(unknown)}; valid are {', '.join(known) or 'none'}. A "
+            "recipe's options stay when its weighting is replaced: set weighting_a_options or weighting_b_options, too "
+            "({} for none)"
         )
     try:
         return cls(num_classes) if cls is Unweighted else cls(num_classes, mode=mode, **options)

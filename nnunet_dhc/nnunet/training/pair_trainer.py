@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Tensor, nn
+from torch import nn
 
 from nnunet_dhc.core.collapse import CollapseMonitor
 from nnunet_dhc.core.pasting import box_masks
@@ -37,6 +37,7 @@ from nnunet_dhc.nnunet.training.epoch_statistics import TrainingStatistics, Vali
 from nnunet_dhc.nnunet.training.host_memory import keep_freed_memory
 from nnunet_dhc.nnunet.training.mirroring import mirror_axes_of, mirroring_note
 from nnunet_dhc.nnunet.training.objective import build_objective, class_names
+from nnunet_dhc.nnunet.training.optimizer_step import Ending, OptimizerStep
 from nnunet_dhc.nnunet.training.pair_state import PairState
 from nnunet_dhc.nnunet.training.paired_loader import PairedLoader
 from nnunet_dhc.nnunet.training.preparation import TrainingData, prepare_training_data, refuse_trained_validation_cases
@@ -46,11 +47,8 @@ from nnunet_dhc.nnunet.training.step_mode import StepMode
 from nnunet_dhc.nnunet.training.step_timer import StepTimer
 from nnunet_dhc.nnunet.training.unlabeled_schedule import draws_unlabeled, lambda_and_rate
 from nnunet_dhc.nnunet.training.unlabeled_stream import unlabeled_stream
-from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, as_list, mixed_precision
+from nnunet_dhc.nnunet.training.whole_step import StepInputs, as_list, mixed_precision
 from nnunet_dhc.nnunet.unlabeled.unlabeled_loader import HiddenLabelsDataset, UnlabeledDataset
-
-GRADIENT_NORM_LIMIT = 12  # nnU-Net's, here for each sub-network by itself
-STEPS_TO_FIND_A_SCALE = 25  # torch's gradient scaler begins at 2^16 and halves; below 2^-9 no gradient of 1 overflows
 
 
 class PairTrainer(ReliableTrainer):
@@ -99,7 +97,7 @@ class PairTrainer(ReliableTrainer):
         self.timer = StepTimer(self.device)
         self._state_of_checkpoint: PairState | None = None
         self._put_off: list[str] | None = None
-        self._non_finite_in_a_row = 0
+        self.optimizer_step = OptimizerStep(self)
 
     def _let_name_decide_epochs(self) -> None:
         of_recipe = self.recipe.num_epochs
@@ -150,6 +148,10 @@ class PairTrainer(ReliableTrainer):
         self.objective = build_objective(
             self.recipe, self.label_manager, self.loss, self.configuration_manager.batch_dice, self.is_ddp
         )
+        if self.label_manager.has_regions and self.recipe.weighs_background:
+            self.print_to_log_file(
+                "WARNING: background_weight and background_exponent_final do nothing here: regions have no background"
+            )
         self.class_names = class_names(self.label_manager, self.dataset_json)
         self.monitor = CollapseMonitor(
             self.class_names[1:],
@@ -211,7 +213,7 @@ class PairTrainer(ReliableTrainer):
 
     def _identifiers(self) -> list[str]:
         folder = self.preprocessed_dataset_folder
-        remedy = f"run {self._preprocess_command}, then continue with: {self._resume_command}"
+        remedy = f"run {self._preprocess_command}, then continue with: {self.resume_command}"
         return dataset_class_of(folder, remedy).get_identifiers(folder)
 
     def _fold_cases(self):
@@ -330,7 +332,7 @@ class PairTrainer(ReliableTrainer):
     def _refuse_trained_validation_cases(self) -> None:
         if self.fold != "all":  # there every case is a validation case, too
             cases = self._fold_cases() if self.data is None else self.data.cases
-            refuse_trained_validation_cases(cases.validation, self.files.record, self._resume_command)
+            refuse_trained_validation_cases(cases.validation, self.files.record, self.resume_command)
 
     def run_training(self):
         is_final = os.path.isfile(self.files.path("checkpoint_final.pth"))  # not where num_epochs was lowered since
@@ -410,67 +412,25 @@ class PairTrainer(ReliableTrainer):
         inputs = StepInputs(images, targets, unsupervised, loss_weight, measures_shares, paste_masks=paste_masks)
         self.optimizer.zero_grad(set_to_none=True)
         outcome = self.step_mode.gradients(self, inputs)
-        *losses, empty, norm, non_finite = self._read(outcome, self._clip_gradients())
-        loss_is_finite = non_finite == 0
-        steps = loss_is_finite and np.isfinite(norm)
-        if self.grad_scaler is not None:
-            if loss_is_finite:
-                self.grad_scaler.step(self.optimizer)  # skips the step of both when any gradient is not finite
-            self.grad_scaler.update()
-        elif steps:
-            self.optimizer.step()
-        # class weights go back only with a loss that is not finite: behind a finite one their counts are sound
-        overflowed = self.grad_scaler is not None and loss_is_finite and not steps
-        if self.averaged_pair is not None and steps:
-            self.averaged_pair.update(self.pair)
+        taken = self.optimizer_step.take(outcome)
         self.timer.mark("backward")
 
         if outcome.shares is not None:
             self.statistics.gradient_share, self.statistics.unlabeled_gradient_share = outcome.shares
-            self._shares_due = not (steps or overflowed)
+            self._shares_due = taken.ending is Ending.SKIPPED
         self.statistics.add(
-            np.asarray(losses, dtype=np.float64),
-            empty,
+            taken.losses,
+            taken.empty_cross_entropies,
             outcome.counts,
             outcome.labeled_overlaps,
             has_unlabeled=has_unlabeled,
-            finite=steps or overflowed,
-            overflow=overflowed,
+            finite=taken.ending is not Ending.SKIPPED,
+            overflow=taken.ending is Ending.OVERFLOWED,
         )
-        self._stop_if_never_finite(steps, batch)
+        self.optimizer_step.stop_if_nothing_changes(map(str, (*batch["keys"], *batch.get("unlabeled_keys", ()))))
         self._choose_streams(self.statistics.steps)
         self.files.estimate_duration(self, has_unlabeled)
-        return {"loss": losses[0]}
-
-    def _clip_gradients(self) -> Tensor:
-        """Clip the gradient of each sub-network by itself; the norms before, (2,)."""
-        if self.grad_scaler is not None:
-            self.grad_scaler.unscale_(self.optimizer)
-        return torch.stack(
-            [nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM_LIMIT) for network in self.pair.sub_networks]
-        )
-
-    @staticmethod
-    def _read(outcome: StepOutcome, norms: Tensor) -> np.ndarray:
-        """Everything that the host needs of a step, in the one place where it waits for the device."""
-        terms = outcome.terms
-        of_terms = (terms.supervised_a, terms.supervised_b, terms.unsupervised_a, terms.unsupervised_b)
-        values = [outcome.total, *of_terms, terms.empty_cross_entropies, norms.sum(), outcome.non_finite.float()]
-        return torch.stack(values).detach().cpu().numpy()
-
-    def _stop_if_never_finite(self, finite: bool, batch: dict) -> None:
-        self._non_finite_in_a_row = 0 if finite else self._non_finite_in_a_row + 1
-        limit = self.recipe.max_non_finite_steps
-        if self.grad_scaler is not None:
-            limit = max(limit, STEPS_TO_FIND_A_SCALE)
-        if self._non_finite_in_a_row >= limit:
-            cases = ", ".join(map(str, (*batch["keys"], *batch.get("unlabeled_keys", ()))))
-            kept = f"the last good checkpoint is in {self.output_folder}"
-            raise UserError(
-                f"the loss or its gradient was not finite in {self._non_finite_in_a_row} steps in a row (last cases: "
-                f"{cases}); {kept if self.can_be_continued else 'no checkpoint was written'}. Check these images, and "
-                f"settings that were changed; then continue with: {self._resume_command}"
-            )
+        return {"loss": taken.losses[0]}
 
     # ---- validation ----
 

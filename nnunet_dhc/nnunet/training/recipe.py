@@ -96,16 +96,17 @@ class Recipe:
         "exponent in the last epoch, approached evenly from the first one on; null = weight_exponent; auto = "
         f"{EXPONENT_FOR_RARE} {_SOMETHING_RARE}, otherwise 0",
     )
+    background_exponent_final: float | None = _setting(
+        None,
+        _or_null(_between(0, 1)),
+        "weight_exponent_final for the background's weight alone, 0 = the largest weight; null = as the other classes; "
+        "nothing with regions",
+    )
     background_weight: float | str | None = _setting(
         None,
         _or_null(_or_auto(_between(0, 1))),
         "the background's weight before the exponent, relative to the largest one, in both sub-networks; null = what "
-        f"each weighting says; auto = {BACKGROUND_FOR_RARE} {_SOMETHING_RARE}, otherwise null",
-    )
-    background_exponent_final: float | None = _setting(
-        None,
-        _or_null(_between(0, 1)),
-        "the same for the background's weight alone, 0 = the largest weight; null = as the other classes",
+        f"each weighting says; auto = {BACKGROUND_FOR_RARE} {_SOMETHING_RARE}, otherwise null; nothing with regions",
     )
     weight_mean_one: bool = _setting(
         False,
@@ -238,6 +239,11 @@ class Recipe:
     @property
     def has_supervised_term(self) -> bool:
         return self.supervised_ce > 0 or self.supervised_dice > 0
+
+    @property
+    def weighs_background(self) -> bool:
+        """Whether the background's weight is another one than its weighting and the exponent of all classes say."""
+        return self.background_weight is not None or self.background_exponent_final is not None
 
     @property
     def reads_all_outputs(self) -> bool:

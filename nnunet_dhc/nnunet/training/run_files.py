@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -33,6 +33,7 @@ _STEPS_MEASURED = 10
 _FORWARD_PART = 1 / 3  # of a step: a backward pass costs about two forward passes
 _UNLABELED_STEP = 2  # times a step on labeled patches: as many unlabeled ones beside them (mixed ones: 2.3)
 _LONG_WAIT = 0.25  # of an epoch
+_PLOTTING_PART = 0.02  # of the time of a training, at most
 
 
 class RunFiles:
@@ -47,6 +48,7 @@ class RunFiles:
         self._first_steps: list[tuple[float, bool]] | None = []
         self._epochs_of_this_process = 0
         self._said_that_gpu_waits = False
+        self._plotted_at = self._seconds_of_plot = 0.0
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -164,7 +166,8 @@ class RunFiles:
         }
         log = EpochLog(self.folder)
         log.append(line)
-        plot_progress(log.read(), trainer.class_names, self.path(PLOT_NAME))
+        if self._plot_is_due(is_last=epoch + 1 >= trainer.num_epochs):
+            self._plot(log.read(), trainer.class_names)
         self._print(trainer, line)
         self.warn_of_waiting(trainer, line["seconds"])
         record = self.record
@@ -172,6 +175,16 @@ class RunFiles:
             seconds_total=record.read().get("seconds_total", 0.0) + line["seconds"]["epoch"],
             peak_memory_bytes=line["peak_memory_bytes"],
         )
+
+    def _plot_is_due(self, is_last: bool) -> bool:
+        """All GPUs wait for the drawing, which takes seconds with many epochs and classes."""
+        return is_last or monotonic() - self._plotted_at >= self._seconds_of_plot / _PLOTTING_PART
+
+    def _plot(self, lines: list[dict], names: list[str]) -> None:
+        begin = monotonic()
+        plot_progress(lines, names, self.path(PLOT_NAME))
+        self._plotted_at = monotonic()
+        self._seconds_of_plot = self._plotted_at - begin
 
     def warn_of_waiting(self, trainer: PairTrainer, seconds: dict[str, float]) -> None:
         """Once, and not for the first epoch of a process, in which the workers start."""

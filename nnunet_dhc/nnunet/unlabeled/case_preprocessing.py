@@ -51,7 +51,6 @@ class CaseResult:
     voxels: str | None = None
     spacing: tuple[float, ...] | None = None
     shape: tuple[int, ...] | None = None
-    channels: int | None = None
     summary: ImageSummary | None = None
 
 
@@ -206,7 +205,6 @@ class _CheckingReader:
         )
         self._result.voxels = voxel_hash(data)
         self._result.spacing = tuple(float(value) for value in properties["spacing"])
-        self._result.channels = int(data.shape[0])
         self._result.summary = summarize(data, properties)
         self._refuse_absurd_size(data.shape[1:], self._result.spacing)
         if self._known == (self._result.voxels, self._result.spacing, orientation(properties)):

@@ -236,7 +236,6 @@ class StoreUpdate:
             preprocessing=self.preprocessing,
             spacing=result.spacing,
             shape=result.shape,
-            channels=result.channels,
             nonzero_mask=self.job.with_nonzero_mask,
             odd=odd,
         )

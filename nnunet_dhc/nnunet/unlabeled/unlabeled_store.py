@@ -47,7 +47,6 @@ class StoreEntry(NamedTuple):
     preprocessing: str | None = None
     spacing: tuple[float, ...] | None = None
     shape: tuple[int, ...] | None = None
-    channels: int | None = None
     nonzero_mask: bool = False
     odd: str | None = None
 
@@ -180,6 +179,7 @@ def _parse(line: str) -> StoreEntry | None:
         for key in ("spacing", "shape"):
             if fields.get(key) is not None:
                 fields[key] = tuple(fields[key])
-        return StoreEntry(**fields)
+        # a later version may know more of a case
+        return StoreEntry(**{key: value for key, value in fields.items() if key in StoreEntry._fields})
     except (ValueError, TypeError, KeyError):
         return None
