@@ -8,7 +8,7 @@ pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CPU_PIECE_ELEMENTS = 1 << 20
-PIECE_ELEMENTS = 1 << 25  # elsewhere: about what one large 3D patch of many classes has
+from nnunet_dhc.core.voxel_pieces import SamplesRead, VoxelPieces
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,11 @@ def softmax_sums_of(logits: Tensor, readings: Sequence[Reading]) -> list[LossSum
                 f"target of shape {tuple(reading.target.shape)} does not belong to logits {tuple(logits.shape)}"
             )
     targets = [reading.target.detach().flatten(1) for reading in readings]
-    kinds = [(r.first, -1 if r.ignore_label is None else r.ignore_label, r.overlap) for r in readings]
-    flat: tuple[Tensor, ...] = _SoftmaxSums.apply(logits.flatten(2), kinds, *targets)
+    samples = [
+        SamplesRead(r.first, len(r.target), -1 if r.ignore_label is None else r.ignore_label, r.overlap)
+        for r in readings
+    ]
+    flat: tuple[Tensor, ...] = _SoftmaxSums.apply(logits.flatten(2), samples, *targets)
     result = []
     for number, reading in enumerate(readings):
         cross_entropy, intersection, predicted, labeled = flat[4 * number : 4 * number + 4]
@@ -188,9 +190,9 @@ class _SoftmaxSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, kinds: list[tuple[int, int, bool]], *targets: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, logits: Tensor, reads: list[SamplesRead], *targets: Tensor) -> tuple[Tensor, ...]:
         b, k, n = logits.shape
-        pieces = _Pieces(logits, 1, kinds, targets)
+        pieces = VoxelPieces(logits, 1, reads)
         exact = torch.float64 if logits.device.type == "cpu" else pieces.dtype
         sums = [torch.zeros(4, target.shape[0], k, dtype=exact, device=logits.device) for target in targets]
         log_sum = torch.empty(b, n, dtype=pieces.dtype, device=logits.device)
@@ -202,12 +204,13 @@ class _SoftmaxSums(torch.autograd.Function):
             total = torch.sub(scores, largest[:, None], out=buffer).exp_().sum(1)
             log_total = torch.add(largest, total.log(), out=log_sum[samples, voxels])
             holds_exponentials = True
-            for number, rows, ignore, overlap in readings:
-                cross_entropy, intersection, predicted, labeled = sums[number][:, rows]
-                index, valid = _index_and_mask(targets[number][rows, voxels], ignore, pieces.dtype)
+            for reading in readings:
+                cross_entropy, intersection, predicted, labeled = sums[reading.number][:, reading.rows]
+                target = targets[reading.number][reading.rows, voxels]
+                index, valid = reading.index_and_mask(target, pieces.dtype)
                 own = scores.gather(1, index[:, None])[:, 0] - log_total
                 present = torch.ones_like(own) if valid is None else valid
-                if overlap:
+                if reading.overlap:
                     if not holds_exponentials:
                         torch.sub(scores, largest[:, None], out=buffer).exp_()
                     predicted += buffer.mul_((present / total)[:, None]).sum(2)
@@ -216,7 +219,7 @@ class _SoftmaxSums(torch.autograd.Function):
                 cross_entropy -= _per_class(own.mul_(present), index, buffer)
                 holds_exponentials = False
         ctx.save_for_backward(logits, log_sum, *targets)
-        ctx.kinds = kinds
+        ctx.reads = reads
         results = [value for of_reading in sums for value in of_reading.to(pieces.dtype).unbind()]
         ctx.mark_non_differentiable(*results[3::4])
         return tuple(results)
@@ -229,7 +232,7 @@ class _SoftmaxSums(torch.autograd.Function):
         # factors of it are added up: those that differ by class in `of_classes`, those that differ by voxel in `mean`.
         logits, log_sum, *targets = ctx.saved_tensors
         result = torch.empty_like(logits)
-        pieces = _Pieces(logits, 2, ctx.kinds, targets)
+        pieces = VoxelPieces(logits, 2, ctx.reads)
         for samples, voxels, readings, (probs, buffer) in pieces:
             if not readings:
                 result[samples, :, voxels] = 0
@@ -238,11 +241,13 @@ class _SoftmaxSums(torch.autograd.Function):
             mean: Tensor | None = None
             of_classes: Tensor | None = None
             at_targets = []
-            for number, rows, ignore, overlap in readings:
-                of_entropy, of_intersection, of_predicted = (g[rows] for g in gradients[4 * number : 4 * number + 3])
-                index, valid = _index_and_mask(targets[number][rows, voxels], ignore, pieces.dtype)
+            for reading in readings:
+                of_target = gradients[4 * reading.number : 4 * reading.number + 3]
+                of_entropy, of_intersection, of_predicted = (gradient[reading.rows] for gradient in of_target)
+                target = targets[reading.number][reading.rows, voxels]
+                index, valid = reading.index_and_mask(target, pieces.dtype)
                 at_target = own_mean = -of_entropy.gather(1, index)
-                if overlap:
+                if reading.overlap:
                     by_class = of_predicted[:, :, None]
                     own = probs.gather(1, index[:, None])[:, 0].mul_(of_intersection.gather(1, index))
                     own_mean = torch.mul(probs, by_class, out=buffer).sum(1).add_(own).add_(at_target)
@@ -260,71 +265,3 @@ class _SoftmaxSums(torch.autograd.Function):
                 probs.scatter_add_(1, index[:, None], at_target[:, None])
             result[samples, :, voxels] = probs
         return result, None, *[None] * len(targets)
-
-
-def _readings_of(
-    sample: int, kinds: Sequence[tuple[int, int, bool]], targets: Sequence[Tensor]
-) -> list[tuple[int, int, int, bool]]:
-    """Number, row of the target, ignore label and overlap of each reading that this sample takes part in."""
-    return [
-        (number, sample - first, ignore, overlap)
-        for number, (first, ignore, overlap) in enumerate(kinds)
-        if 0 <= sample - first < targets[number].shape[0]
-    ]
-
-
-class _Pieces:
-    """Iterates over (samples, voxels, readings, buffers): two slices, and buffers of their shape (s, k, v).
-
-    All samples of a piece take part in the same readings: number, rows of the target, ignore label and overlap of each.
-    On the CPU a piece fits into the cache. Elsewhere it is whole samples, as many as a limit allows, since each
-    operation has to be launched: a 2D batch has dozens of small patches.
-    """
-
-    def __init__(
-        self, logits: Tensor, num_buffers: int, kinds: Sequence[tuple[int, int, bool]], targets: Sequence[Tensor]
-    ) -> None:
-        self.shape = logits.shape
-        self.dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        self.readings = [_readings_of(sample, kinds, targets) for sample in range(logits.shape[0])]
-        _, k, n = logits.shape
-        on_cpu = logits.device.type == "cpu"
-        self.voxels = max(1, min(n, CPU_PIECE_ELEMENTS // k)) if on_cpu else n
-        self.samples = max(1, (CPU_PIECE_ELEMENTS if on_cpu else PIECE_ELEMENTS) // (k * n))
-        self.groups = list(self._groups())
-        size = max((last - first for first, last in self.groups), default=0) * k * self.voxels
-        self.buffers = [torch.empty(size, dtype=self.dtype, device=logits.device) for _ in range(num_buffers)]
-
-    def __iter__(self) -> Iterator[tuple[slice, slice, list[tuple[int, slice, int, bool]], list[Tensor]]]:
-        _, k, n = self.shape
-        for first, last in self.groups:
-            samples = last - first
-            readings = [
-                (number, slice(row, row + samples), ignore, overlap)
-                for number, row, ignore, overlap in self.readings[first]
-            ]
-            for start in range(0, n, self.voxels):
-                stop = min(start + self.voxels, n)
-                shape = (samples, k, stop - start)
-                shaped = [buffer[: samples * k * (stop - start)].view(shape) for buffer in self.buffers]
-                yield slice(first, last), slice(start, stop), readings, shaped
-
-    def _groups(self) -> Iterator[tuple[int, int]]:
-        """First and last + 1 of neighbouring samples that take part in the same readings, in groups of the limit."""
-        b, first = self.shape[0], 0
-        for last in range(1, b + 1):
-            if last == b or last - first == self.samples or not self._alike(first, last):
-                yield first, last
-                first = last
-
-    def _alike(self, one: int, other: int) -> bool:
-        numbers = [[number for number, *_ in self.readings[sample]] for sample in (one, other)]
-        return numbers[0] == numbers[1]
-
-
-def _index_and_mask(target: Tensor, ignore: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    index = target.long()
-    if ignore < 0:
-        return index, None
-    valid = index != ignore
-    return index * valid, valid.to(dtype)

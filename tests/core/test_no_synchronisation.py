@@ -24,6 +24,7 @@ from nnunet_dhc.core.co_training import CoTrainingObjective, CoTrainingTerms, Lo
 from nnunet_dhc.core.label_spaces import ClassLabels, LabelSpace, RegionLabels
 from nnunet_dhc.core.loss_sums import _SoftmaxSums
 from nnunet_dhc.core.term_sums import join_sums
+from nnunet_dhc.core.voxel_pieces import SamplesRead
 
 K = 4
 _REAL = torch.zeros(1)
@@ -126,7 +127,7 @@ def test_backward_of_the_losses(ignore: int, overlap: bool) -> None:
     logits = torch.zeros(2, K, 64, device="cuda", dtype=torch.float16)
     target = torch.zeros(2, 64, device="cuda", dtype=torch.int16)
     context = SimpleNamespace(
-        kinds=[(0, ignore, overlap), (1, -1, False)],
+        reads=[SamplesRead(0, 2, ignore, overlap), SamplesRead(1, 1, -1, False)],
         saved_tensors=(logits, torch.zeros(2, 64, device="cuda"), target, target[1:]),
     )
     gradients = [*torch.zeros(4, 2, K, device="cuda"), *torch.zeros(4, 1, K, device="cuda")]

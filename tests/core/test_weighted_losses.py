@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nnunet_dhc.core.loss_sums as loss_sums
+import nnunet_dhc.core.voxel_pieces as voxel_pieces
 from nnunet_dhc.core.label_spaces import ClassLabels, LabelSpace, RegionLabels
 from nnunet_dhc.core.loss_sums import Reading, softmax_sums_of
 from nnunet_dhc.core.weighted_losses import weighted_soft_dice_loss
@@ -149,7 +150,7 @@ def test_values_and_gradients_are_those_of_the_equations(
     pooled: bool, ignore: bool, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # in float64; all samples at once, one after the other, and each of their 120 voxels in three unequal pieces
-    monkeypatch.setattr(loss_sums, "CPU_PIECE_ELEMENTS", piece)
+    monkeypatch.setattr(voxel_pieces, "CPU_PIECE_ELEMENTS", piece)
     logits, target = _random(4, torch.float64, ignore)
     weights = torch.tensor([0.0, 0.3, 1.7, 4.0], dtype=torch.float64)
     expected = _plain_losses(logits, target, weights, 4, 0.5, pooled)
@@ -169,7 +170,7 @@ def test_values_and_gradients_are_those_of_the_equations(
 @pytest.mark.parametrize("piece", [1 << 20, 4 * 50])
 def test_targets_of_the_same_samples_have_the_sums_of_each_alone(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labeled patches may have a Dice term against the reference and one against a pseudo label."""
-    monkeypatch.setattr(loss_sums, "CPU_PIECE_ELEMENTS", piece)
+    monkeypatch.setattr(voxel_pieces, "CPU_PIECE_ELEMENTS", piece)
     logits, target = _random(4, torch.float64, ignore=True)
     readings = [Reading(target, ignore_label=4), Reading(target.flip(2) % 4), Reading(target[:1] % 4, first=2)]
     names = ("cross_entropy", "intersection", "predicted", "labeled")
@@ -212,7 +213,7 @@ def _operations(num_samples: int) -> int:
 
 def test_operations_of_an_accelerator_do_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _operations(24) == _operations(2)
-    monkeypatch.setattr(loss_sums, "PIECE_ELEMENTS", 14 * 64 * 64)
+    monkeypatch.setattr(voxel_pieces, "PIECE_ELEMENTS", 14 * 64 * 64)
     assert _operations(24) > 10 * _operations(2) / 2
 
 
