@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nnunet_dhc.nnunet.reliability.graceful_stop import within_seconds
+from nnunet_dhc.nnunet.reliability.graceful_stop import Stopped, within_seconds
 
 _POLL_S = 0.5
 _ALL_END_WITHIN_S = 3.0
@@ -32,7 +32,7 @@ class ChildWatch:
         self._before = set(multiprocessing.active_children())
         self._seen: dict[Any, float] = {}  # since when
         self._ended: dict[Any, float] = {}
-        self.has_raised = False  # whether the main thread was sent SIGTERM from here
+        self._has_raised = False  # whether the main thread was sent SIGTERM from here
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> ChildWatch:
@@ -58,6 +58,15 @@ class ChildWatch:
                 return -process.exitcode
         return None
 
+    def killed_by(self, error: BaseException) -> int | None:
+        """Number of the signal that ended a process and so led to this error; None where it has another reason.
+
+        A signal that the user or the system sends to the whole group ends the main process itself, as `Stopped`.
+        """
+        number = self.died_from()
+        was_sent_to_all = isinstance(error, Stopped) and error.number == number and not self._has_raised
+        return None if was_sent_to_all else number
+
     def _others_live_on(self, ended: float, now: float) -> bool:
         """A pool ends its own workers with SIGTERM, but all of them."""
         return now - ended > _ALL_END_WITHIN_S and any(
@@ -68,7 +77,7 @@ class ChildWatch:
         while not self._end.wait(_POLL_S):
             number = self.died_from()
             if number is not None:
-                self.has_raised = True
+                self._has_raised = True
                 with within_seconds(1, self._explain(number)):
                     signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
                     self._end.wait()

@@ -123,20 +123,15 @@ class ReliableTrainer(nnUNetTrainer):
             claimed(self.output_folder, self.local_rank),
             without_mapping(self),
             ChildWatch(explain) as watch,
+            self._loading_explained(RuntimeError),
         ):
             try:
                 super().perform_actual_validation(save_probabilities)
             except (Stopped, RuntimeError) as error:
-                number = watch.died_from()
-                was_sent_to_all = isinstance(error, Stopped) and error.number == number and not watch.has_raised
-                if number is not None and not was_sent_to_all:
+                number = watch.killed_by(error)
+                if number is not None:
                     raise UserError(explain(number)) from error
-                if isinstance(error, Stopped):
-                    raise
-                known = self._explain_loading(error, ())
-                if known is error:
-                    raise
-                raise known from error
+                raise
 
     def get_tr_and_val_datasets(self):
         datasets = super().get_tr_and_val_datasets()
@@ -146,13 +141,8 @@ class ReliableTrainer(nnUNetTrainer):
         return datasets
 
     def get_dataloaders(self):
-        try:
+        with self._loading_explained(RuntimeError, OSError):
             labeled, validation = super().get_dataloaders()
-        except (RuntimeError, OSError) as error:
-            known = self._explain_loading(error, ())
-            if known is error:
-                raise
-            raise known from error
         return self.guarded(labeled), self.guarded(validation)
 
     def guarded(self, stream: Any) -> GuardedStream:
@@ -214,6 +204,16 @@ class ReliableTrainer(nnUNetTrainer):
                 file.write(f"{line}\n")
         except OSError:
             pass  # a full disk is what the line says already
+
+    @contextmanager
+    def _loading_explained(self, *kinds: type[Exception]) -> Iterator[None]:
+        try:
+            yield
+        except kinds as error:
+            known = error if isinstance(error, UserError) else self._explain_loading(error, ())
+            if known is error:
+                raise
+            raise known from error
 
     def _explain_loading(self, error: Exception, workers: Sequence[Any]) -> Exception:
         return explain_loading_failure(
