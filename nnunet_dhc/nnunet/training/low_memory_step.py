@@ -24,11 +24,11 @@ from nnunet_dhc.nnunet.training.gradient_shares import ShareMeasurement
 from nnunet_dhc.nnunet.training.whole_step import (
     StepInputs,
     StepOutcome,
+    WeightingStates,
     as_list,
     keep_weightings_unless_finite,
     mixed_precision,
     scaled,
-    weighting_states,
 )
 
 if TYPE_CHECKING:
@@ -52,9 +52,11 @@ def patch_groups(num_labeled: int, num_patches: int, patches_at_once: int) -> li
     return groups
 
 
-def low_memory_step(trainer: PairTrainer, inputs: StepInputs, patches_at_once: int) -> StepOutcome:
-    """The gradients of S_A + S_B + lambda * (U_A + U_B), added to those in the parameters."""
-    return _LowMemoryStep(trainer, inputs, patches_at_once).run()
+def low_memory_step(
+    trainer: PairTrainer, inputs: StepInputs, before: WeightingStates, patches_at_once: int
+) -> StepOutcome:
+    """The gradients of S_A + S_B + lambda * (U_A + U_B), added to those in the parameters; see `whole_step`."""
+    return _LowMemoryStep(trainer, inputs, patches_at_once).run(before)
 
 
 class _LowMemoryStep:
@@ -68,12 +70,11 @@ class _LowMemoryStep:
         self.kept_outputs: list[Tensor] = []
         self.shares = ShareMeasurement() if inputs.measures_shares else None
 
-    def run(self) -> StepOutcome:
+    def run(self, before: WeightingStates) -> StepOutcome:
         trainer, inputs, objective = self.trainer, self.inputs, self.objective
         with trainer.network.no_sync() if trainer.is_ddp else nullcontext():
             for number in range(len(self.groups)):
                 self._look_at(number)
-            before = weighting_states(trainer)
             pseudo_a, pseudo_b = torch.cat(self.pseudo["a"]), torch.cat(self.pseudo["b"])
             updates = objective.update_weights(pseudo_a, pseudo_b, inputs.targets[0])
             leaves = [join_sums(self.sums[network]).as_leaves() for network in "ab"]

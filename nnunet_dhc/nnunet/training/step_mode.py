@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from nnunetv2.utilities.helpers import empty_cache
@@ -15,7 +15,7 @@ from nnunet_dhc.nnunet.reliability.compile_fallback import may_fall_back, run_ea
 from nnunet_dhc.nnunet.reliability.device_errors import is_device_lost, is_out_of_memory
 from nnunet_dhc.nnunet.training.low_memory_step import low_memory_step
 from nnunet_dhc.nnunet.training.pasted_patches import mixed_with_labeled
-from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, weighting_states, whole_step
+from nnunet_dhc.nnunet.training.whole_step import StepInputs, StepOutcome, WeightingStates, weighting_states, whole_step
 
 if TYPE_CHECKING:
     from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
@@ -62,29 +62,28 @@ class StepMode:
     def gradients(self, trainer: PairTrainer, inputs: StepInputs) -> StepOutcome:
         """The losses of a step, with their gradients added to those in the parameters."""
         is_first, self._is_first = self._is_first, False
-        if not (is_first and may_fall_back(trainer)):
-            return self._adapted_gradients(trainer, inputs)
         before = weighting_states(trainer)
+        if not (is_first and may_fall_back(trainer)):
+            return self._adapted_gradients(trainer, inputs, before)
         try:
-            return self._adapted_gradients(trainer, inputs)
+            return self._adapted_gradients(trainer, inputs, before)
         except Exception as error:
             if isinstance(error, UserError) or is_out_of_memory(error) or is_device_lost(error):
                 raise
             run_eager(trainer, error)
         start_anew(trainer, before)
-        return self._adapted_gradients(trainer, inputs)
+        return self._adapted_gradients(trainer, inputs, before)
 
-    def _adapted_gradients(self, trainer: PairTrainer, inputs: StepInputs) -> StepOutcome:
-        before = weighting_states(trainer) if self._adapts else []
+    def _adapted_gradients(self, trainer: PairTrainer, inputs: StepInputs, before: WeightingStates) -> StepOutcome:
         while True:
             try:
                 mixed = inputs
                 if inputs.paste_masks is not None:
                     mixed = mixed_with_labeled(trainer, inputs, self.patches_at_once)
                 if self.patches_at_once is None:
-                    outcome = whole_step(trainer, mixed, self._in_halves)
+                    outcome = whole_step(trainer, mixed, before, self._in_halves)
                 else:
-                    outcome = low_memory_step(trainer, mixed, self.patches_at_once)
+                    outcome = low_memory_step(trainer, mixed, before, self.patches_at_once)
                 return outcome if mixed.pseudo_counts is None else replace(outcome, counts=mixed.pseudo_counts)
             except RuntimeError as error:
                 if not (self._adapts and is_out_of_memory(error)) or self.patches_at_once == 1:
@@ -101,7 +100,7 @@ class StepMode:
         return batch_size if self.patches_at_once is None else max(1, self.patches_at_once // 2)
 
 
-def start_anew(trainer: PairTrainer, before: list[dict[str, Any]]) -> None:
+def start_anew(trainer: PairTrainer, before: WeightingStates) -> None:
     """Undo what a step that failed has left."""
     trainer.optimizer.zero_grad(set_to_none=True)
     for weighting, state in zip(trainer.objective.weightings, before, strict=True):

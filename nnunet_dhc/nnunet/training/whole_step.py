@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from nnunet_dhc.nnunet.training.pair_trainer import PairTrainer
 
 
+WeightingStates = list[dict[str, Any]]  # of A and of B
+
+
 @dataclass(frozen=True)
 class StepInputs:
     """What a step trains on.
@@ -77,14 +80,16 @@ class StepOutcome:
     shares: tuple[float, float] | None
 
 
-def whole_step(trainer: PairTrainer, inputs: StepInputs, in_halves: bool = False) -> StepOutcome:
+def whole_step(
+    trainer: PairTrainer, inputs: StepInputs, before: WeightingStates, in_halves: bool = False
+) -> StepOutcome:
     """The gradients of S_A + S_B + lambda * (U_A + U_B), added to those in the parameters.
 
     Args:
+        before: To which the class weightings go back if the loss is not finite.
         in_halves: Run the networks on the labeled and on the unlabeled patches separately: a CPU gains nothing from a
             larger batch, and its caches hold more of half of it.
     """
-    before = weighting_states(trainer)
     shares = ShareMeasurement() if inputs.measures_shares else None
     # DistributedDataParallel reduces the gradients of all parameters in one backward pass
     step = _both_at_once if trainer.objective.couples_networks or trainer.is_ddp else _one_after_the_other
@@ -199,12 +204,12 @@ def as_list(output: Tensor | list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
     return list(output) if isinstance(output, (list, tuple)) else [output]
 
 
-def weighting_states(trainer: PairTrainer) -> list[dict[str, Any]]:
+def weighting_states(trainer: PairTrainer) -> WeightingStates:
     """The states of both weightings, to go back to."""
     return [weighting.snapshot() for weighting in trainer.objective.weightings]
 
 
-def keep_weightings_unless_finite(trainer: PairTrainer, before: list[dict[str, Any]], total: Tensor) -> Tensor:
+def keep_weightings_unless_finite(trainer: PairTrainer, before: WeightingStates, total: Tensor) -> Tensor:
     """Undo the update of the weights if the loss is not finite; whether that is so, scalar bool.
 
     One rank's NaN reaches all ranks through the gradients: all of them must skip the step and keep their weights.
