@@ -206,16 +206,18 @@ class CoTrainingObjective:
         return self._tempered(of_a.weights), self._tempered(of_b.weights)
 
     def _tempered(self, weights: Tensor) -> Tensor:
+        composition = self.composition
         of_background, of_others = self.weight_exponents
+        if not self.labels.sums_have_background:
+            minimum = max(composition.weight_minimum, LEAST_REGION_WEIGHT)
+            return tempered(weights, of_others, composition.weight_mean_one, minimum)
         exponents: float | Tensor = of_others
         if of_background != of_others:
             exponents = torch.full_like(weights, of_others)
             exponents[:1].fill_(of_background)  # assigning the number would wait for a GPU
-        composition = self.composition
-        minimum = composition.weight_minimum
-        if not self.labels.sums_have_background:
-            minimum = max(minimum, LEAST_REGION_WEIGHT)
-        return tempered(weights, exponents, composition.weight_mean_one, minimum, self.background_weight)
+        return tempered(
+            weights, exponents, composition.weight_mean_one, composition.weight_minimum, self.background_weight
+        )
 
     @property
     def couples_networks(self) -> bool:

@@ -47,9 +47,9 @@ def finish_ranking(ranking: dict[str, Any], folder: Path, images: bool = True, a
     }
     never = [item["name"] for item in ranking["structures"] if item["found_in"] == 0]
     if never:
-        finished["notes"].insert(0, f"Neither A nor B finds {', '.join(never)} in any scan, so these count nowhere: "
+        finished["notes"].insert(0, f"The pair finds {', '.join(never)} in no scan, so these count nowhere: "
                                     "random scans, or scans known to contain them, are the better choice there.")
-    of_one = [item["name"] for item in ranking["structures"] if item["of_one_network"]]
+    of_one = [item["name"] for item in ranking["structures"] if item["of_one_network"] and item["found_in"]]
     if of_one:
         finished["notes"].insert(0, f"Only one of A and B has learned {', '.join(of_one)}, and it decides there alone, "
                                     "as in prediction: these count by its entropy.")

@@ -85,9 +85,10 @@ def _state(runs: list[Run], name: str, validated: bool) -> str:
 def time_left(record: RunRecord, epochs: int) -> str:
     """By the newest epochs; those to come take longer where more of their steps will have unlabeled patches."""
     newest = record.epochs[-_EPOCHS_FOR_ESTIMATE:]
-    seconds = median(epoch_seconds(line) or 0.0 for line in newest) * epochs
+    known = [seconds for line in newest if (seconds := epoch_seconds(line)) is not None]
+    an_epoch = median(known) if known else (record.seconds or 0.0) / max(record.epochs_done or 0, 1)
     rate = newest[-1].get("unlabeled_rate")
-    return f"{'at least' if rate and rate < 1 else 'about'} {duration(seconds)}"
+    return f"{'at least' if rate and rate < 1 else 'about'} {duration(an_epoch * epochs)}"
 
 
 def _tiles(runs: list[Run]) -> list[dict[str, str]]:

@@ -59,6 +59,8 @@ def test_no_region_is_without_gradient():
     assert made.weightings[0].weights[1] == 0
     weights, _ = made.loss_weights
     torch.testing.assert_close(weights[1], 0.1 * weights[2])
+    made.background_weight, made.weight_exponents = 0.02, (0.0, 1.0)  # of no meaning for regions
+    torch.testing.assert_close(made.loss_weights[0], weights)
     logits = torch.zeros(1, 2, 4, 4, requires_grad=True)
     target = (torch.rand(1, 2, 4, 4) > 0.5).float()
     made.losses_of(made.sums([logits], [target], None), weights).supervised.backward()

@@ -81,3 +81,14 @@ def test_steps_that_change_nothing_end_the_training_and_name_the_cases():
         take(total)
     with pytest.raises(UserError, match=r"3 steps in a row \(last cases: case_1, case_2\); the last good checkpoint"):
         take(np.nan)
+
+
+@pytest.mark.parametrize(("total", "updates"), [(1.0, 1), (np.nan, 0)])
+def test_the_average_of_the_weights_follows_steps_that_change_them(total, updates):
+    trainer, seen = made_up_trainer(), []
+    trainer.averaged_pair = SimpleNamespace(update=seen.append)
+    for network in trainer.pair.sub_networks:
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+    OptimizerStep(trainer).take(outcome_of(total))
+    assert seen == [trainer.pair] * updates

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from shortcuts import leave_out_curves
 from tiny_data import TINY_PLANS, TinyDataset, make_scan, write_image
 from tiny_training import make_trainer
@@ -324,3 +325,23 @@ def test_a_structure_that_one_network_has_not_learned_in_any_fold_is_ranked_by_t
     of_one, of_both = (ranking["ranking"][0] for ranking in found)
     assert of_one["disagreement"] is None and of_one["score"] == of_one["entropy"] > 0
     assert of_both["disagreement"] > 0
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_pictures_show_no_disagreement_where_one_network_decides(regions):
+    """A abstains from the second structure; its own labels of the first one stay."""
+    predictor = PairPredictor.__new__(PairPredictor)
+    predictor.votes = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 1.0]])
+    dataset = {"background": 0, "one": 1, "two": 2}
+    if regions:
+        predictor.label_manager = LabelManager({"background": 0, "one": (1, 2), "two": (2,)}, (1, 2))
+        a, b = torch.tensor([[[9.0, 9.0, -9.0, 9.0]], [[-9.0, 9.0, -9.0, -9.0]]]), torch.tensor(
+            [[[9.0, 9.0, -9.0, 9.0]], [[-9.0, -9.0, -9.0, 9.0]]])
+        expected = [[1, 1, 0, 2], [1, 1, 0, 2]]
+    else:
+        predictor.label_manager = LabelManager(dataset, None)
+        a, b = (9.0 * torch.nn.functional.one_hot(torch.tensor([labels]), 3).movedim(-1, 0)
+                for labels in ([1, 2, 0, 1], [0, 0, 2, 2]))
+        expected = [[1, 0, 2, 2], [0, 0, 2, 2]]
+    maps = predictor.label_maps((a.float(), b.float()))
+    assert [found[0].tolist() for found in maps] == expected

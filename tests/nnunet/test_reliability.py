@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import blosc2
@@ -23,9 +24,14 @@ from nnunet_dhc.nnunet.reliability import child_watch, graceful_stop
 from nnunet_dhc.nnunet.reliability.damaged_files import CaseFolder, find_damage
 from nnunet_dhc.nnunet.reliability.explained_errors import explained
 from nnunet_dhc.nnunet.reliability.graceful_stop import Stopped, StopSignals, end_processes
-from nnunet_dhc.nnunet.reliability.loading_failure import GuardedStream, explain_loading_failure
+from nnunet_dhc.nnunet.reliability.loading_failure import (
+    GuardedStream,
+    explain_loading_failure,
+    killed_while_validating,
+)
 from nnunet_dhc.nnunet.reliability.output_folder import LOCK_FILE, claimed, remove_unfinished
 from nnunet_dhc.nnunet.reliability.resume_command import resume_command
+from nnunet_dhc.nnunet.training.checkpoint import save_extended
 
 TRAIN = ["/usr/bin/nnUNetv2_train", "501", "3d_fullres", "0", "-tr", "nnUNetTrainerDHC", "-p", "My Plans"]
 
@@ -264,7 +270,7 @@ def test_what_is_explained_already_stays_as_it_is():
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/p/D/case.b2nd"), "run nnUNetv2_preprocess"),
         (MemoryError(), "nnUNet_n_proc_DA"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "nnUNet_n_proc_DA"),
-        (RuntimeError("CUDA error: unspecified launch failure\nSearch for"), "GPU has failed (CUDA error: unspecified"),
+        (RuntimeError("CUDA error: unspecified launch failure\nSearch for"), "(CUDA error: unspecified launch failure)"),
         (RuntimeError("FIND was unable to find an engine to execute this computation"), "low_memory=on"),
     ],
 )
@@ -303,3 +309,32 @@ def test_leftovers_of_a_killed_training_go(tmp_path):
         (tmp_path / name).touch()
     remove_unfinished(str(tmp_path))
     assert os.listdir(tmp_path) == ["checkpoint_best.pth"]
+
+
+def test_a_killed_validation_says_whether_there_is_a_model():
+    kept, lost = (killed_while_validating(9, "the command", is_kept) for is_kept in (True, False))
+    assert "trained model is complete" in kept and kept.endswith("then repeat the validation with: the command")
+    assert "--disable_checkpointing" in lost and lost.endswith("then train again with: the command")
+
+
+@pytest.mark.parametrize(("ended_by", "sent_by_watch", "error", "expected"), [
+    (None, False, RuntimeError("a bug"), None), (9, False, RuntimeError("a worker is gone"), 9),
+    (9, True, Stopped(15), 9),  # the watch's own SIGTERM
+    (15, False, Stopped(15), None),  # of the whole group, by the user or the system
+    (None, False, Stopped(2), None),
+])
+def test_who_ended_a_validation(monkeypatch, ended_by, sent_by_watch, error, expected):
+    watch = child_watch.ChildWatch(str)
+    monkeypatch.setattr(watch, "died_from", lambda: ended_by)
+    watch._has_raised = sent_by_watch
+    assert watch.killed_by(error) == expected
+
+
+def test_a_failed_gpu_is_no_full_disk(tmp_path):
+    def save(name):
+        Path(name).write_bytes(b"")
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="CUDA error") as raised:
+        save_extended(save, str(tmp_path / "checkpoint_latest.pth"), {})
+    assert not isinstance(raised.value, UserError) and list(tmp_path.iterdir()) == []

@@ -48,8 +48,8 @@ def test_a_torn_last_line_is_ignored_and_repaired(tmp_path, cut):
     assert set(UnlabeledStore(tmp_path).entries) == {"a", "c"}
 
 
-def test_lines_of_another_version_count_as_absent(tmp_path):
-    (tmp_path / "manifest.jsonl").write_text('{"identifier": "a", "colour": 1}\nnonsense\n[1]\n')
+def test_lines_that_lack_a_field_count_as_absent(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text('{"identifier": "a"}\nnonsense\n[1]\n')
     assert UnlabeledStore(tmp_path).entries == {}
 
 

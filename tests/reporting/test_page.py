@@ -139,6 +139,8 @@ def test_time_left_is_that_of_newest_epochs_and_a_lower_bound_while_they_get_lon
     epochs = [{"epoch": epoch, "unlabeled_rate": rate, "seconds": {"epoch": value}}
               for epoch, value in enumerate(seconds)]
     assert time_left(RunRecord(tmp_path, epochs=epochs), 6) == said
+    without = [{"epoch": line["epoch"], "unlabeled_rate": rate} for line in epochs]
+    assert time_left(RunRecord(tmp_path, epochs=without, epochs_done=10, seconds=200.0), 6) == said
 
 
 def test_the_report_of_a_validated_training(tree):

@@ -107,6 +107,22 @@ class PairPredictor:
         a, b = (of_network.float() for of_network in logits)
         return (a + b) / 2 if self.votes is None else combined_logits(a[None], b[None], self.votes)[0]
 
+    def label_maps(self, logits: tuple[torch.Tensor, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        """Label maps of A and of B; what one abstains from is the other one's in both."""
+        if self.votes is None:
+            return self.label_map(logits[0]), self.label_map(logits[1])
+        decides_a, decides_b = (self.votes[:, 1:] == 1).numpy()
+        if self.label_manager.has_regions:
+            a, b = (of_network.clone() for of_network in logits)
+            a[decides_b], b[decides_a] = logits[1][decides_b], logits[0][decides_a]
+            return self.label_map(a), self.label_map(b)
+        a, b = (self.label_map(of_network) for of_network in logits)
+        for decides, own, other in ((decides_a, a, b), (decides_b, b, a)):
+            labels = np.flatnonzero(decides) + 1
+            here = np.isin(own, labels) | np.isin(other, labels)
+            other[here] = own[here]
+        return a, b
+
     def label_map(self, logits: torch.Tensor) -> np.ndarray:
         """nnU-Net's label map of some logits."""
         if not self.label_manager.has_regions:
@@ -318,7 +334,7 @@ def _remembered(folder: Path, case: str, identity: str, with_pictures: bool) -> 
 def _pictures(
     predictor: PairPredictor, image: np.ndarray, logits: tuple[torch.Tensor, torch.Tensor], properties: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], bytes]:
-    volumes = [image[0], *(predictor.label_map(each) for each in logits)]
+    volumes = [image[0], *predictor.label_maps(logits)]
     turned, spacing = oriented(
         volumes, predictor.spacing(properties), predictor.plans_manager.transpose_backward, properties
     )

@@ -43,8 +43,9 @@ def explained(error: BaseException, output_folder: str | None, preprocess: str, 
         )
     if is_device_lost(error):
         return UserError(
-            f"The GPU has failed ({first_line(error, type(error).__name__)}). The last whole checkpoint is kept. If "
-            f"nvidia-smi still lists the GPU, continue with: {resume}; otherwise restart the machine before"
+            f"CUDA has failed ({first_line(error, type(error).__name__)}), and nothing runs on the GPU in this process "
+            f"any more. The last whole checkpoint is kept; continue with: {resume}. If nvidia-smi doesn't list the "
+            "GPU, restart the machine first; if the error comes back, see the traceback in the log"
         )
     if is_compile_failure(error):
         return UserError(

@@ -116,7 +116,7 @@ class ReliableTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False):
         def explain(number: int) -> str:
-            return killed_while_validating(number, self.resume_command, is_kept=not self.disable_checkpointing)
+            return killed_while_validating(number, self.resume_command, is_kept=self._model_is_kept)
 
         with (
             self._ending_well("the final validation"),
@@ -173,8 +173,10 @@ class ReliableTrainer(nnUNetTrainer):
                 if isinstance(error, Stopped):
                     line, code = self._stopped_line(error, what), error.exit_code
                 else:
-                    error = explained(error, self.output_folder, self._preprocess_command, self.resume_command)
-                    line, code = str(error), 1
+                    known = explained(error, self.output_folder, self._preprocess_command, self.resume_command)
+                    if known is not error:
+                        known.__cause__ = error
+                    error, line, code = known, str(known), 1
                 self._write_to_log(error, line)
                 with within_seconds(code, line):
                     end_processes(before, self._streams())
@@ -184,8 +186,13 @@ class ReliableTrainer(nnUNetTrainer):
                     say_last(line)
                 raise SystemExit(code) from None
 
+    @property
+    def _model_is_kept(self) -> bool:
+        """Whether the trained model lies in a file, in the final validation."""
+        return not self.disable_checkpointing or self.epochs_in_checkpoint >= self.num_epochs
+
     def _stopped_line(self, stopped: Stopped, what: str) -> str:
-        if what != "training" and not self.disable_checkpointing:
+        if what != "training" and self._model_is_kept:
             state = "the trained model is complete. Repeat the validation with"
         elif not self.can_be_continued:
             state = "there is no checkpoint yet. Start again with"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
+from nnunet_dhc.core.co_training import LEAST_REGION_WEIGHT
 from nnunet_dhc.core.votes import LEARNED
 from nnunet_dhc.earlier_recipes import completed
 from nnunet_dhc.errors import UserError
@@ -117,7 +118,8 @@ class Recipe:
     weight_minimum: float = _setting(
         0.0,
         _between(0, 1),
-        "smallest class weight before the exponent, relative to the largest; above 0, false positives always cost",
+        "smallest class weight before the exponent, relative to the largest; above 0, false positives always cost; "
+        f"with regions at least {LEAST_REGION_WEIGHT}",
     )
     counts_from: str = _setting(
         "unlabeled", _choice("unlabeled", "labeled"), "patches whose pseudo labels DistDW and CReST count"
