@@ -270,7 +270,7 @@ def test_what_is_explained_already_stays_as_it_is():
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/p/D/case.b2nd"), "run nnUNetv2_preprocess"),
         (MemoryError(), "nnUNet_n_proc_DA"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "nnUNet_n_proc_DA"),
-        (RuntimeError("CUDA error: unspecified launch failure\nSearch for"), "(CUDA error: unspecified launch failure)"),
+        (RuntimeError("CUDA error: launch failure\nSearch for"), "(CUDA error: launch failure),"),
         (RuntimeError("FIND was unable to find an engine to execute this computation"), "low_memory=on"),
     ],
 )
