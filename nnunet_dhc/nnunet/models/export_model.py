@@ -76,6 +76,7 @@ def export_model(
     for fold in request.folds:
         read_checkpoint(os.fspath(model.checkpoint(fold, request.checkpoint_name)), model.trainer)
     network = request.network
+    _check_architecture(model, "B" if network == "best" else network)  # before the validation cases are predicted
     if network == "best":
         dice = _validation_dice(model, request, device)
         network = _better(dice, say)
@@ -83,7 +84,6 @@ def export_model(
             say("WARNING: of fold all, A and B were compared on cases that both were trained on")
     else:
         dice = _validation_dice(model, request, None)
-    _check_architecture(model, network)
     with new_output(output) as partial:
         partial.mkdir()
         sources = _write_folder(partial, model, request, network, dice)
