@@ -98,7 +98,7 @@ def test_an_order_by_hardly_trained_networks_says_so_and_a_long_one_is_folded(tm
 @pytest.mark.slow
 def test_from_training_to_page(tiny_dataset, tmp_path, capsys, monkeypatch):
     leave_out_curves(monkeypatch)
-    make_trainer(tiny_dataset, num_epochs=1).run_training()
+    make_trainer(tiny_dataset, num_epochs=1, abstain_below=0).run_training()
     out = tmp_path / "out"
     arguments = ["rank", "-d", "999", "-p", TINY_PLANS, "-f", "0", "-np", "1", "-device", "cpu", "--disable_tta",
                  "-o", str(out)]
