@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         found: dict[str, list[np.ndarray]] = {"A": [], "B": [], "mean": [], "together": []}
         for reference, a, b in model.logits(kind):
             mean = (a + b) / 2
-            together = mean if votes is None else combined_logits(a, b, votes)
+            together = combined_logits(a, b, votes)
             outputs = {"A": a, "B": b, "mean": mean, "together": together}
             for name, logits in outputs.items():
                 found[name].append(case_dice(model, logits, reference))

@@ -63,9 +63,9 @@ class PairCounts:
 
     def disagreement(self) -> Array:
         """1 - Dice of A and B, shape (c,); NaN where neither predicts the structure or one abstains from it."""
-        total = np.where(self.of_one_network, 0, self.predicted_a + self.predicted_b).astype(np.float64)
+        total = (self.predicted_a + self.predicted_b).astype(np.float64)
         with np.errstate(invalid="ignore"):
-            result: Array = 1.0 - 2.0 * np.where(self.of_one_network, 0, self.overlap) / total
+            result: Array = np.where(self.of_one_network, np.nan, 1.0 - 2.0 * self.overlap / total)
         return result
 
     def mean_entropy(self) -> Array:

@@ -38,8 +38,10 @@ def votes_of(dice_a: Tensor, dice_b: Tensor, abstain_below: float, before: Tenso
     return votes if (votes != 0.5).any() else None
 
 
-def combined_logits(logits_a: Tensor, logits_b: Tensor, votes: Tensor) -> Tensor:
-    """Log-odds of each class against the background, from the networks that vote on it.
+def combined_logits(logits_a: Tensor, logits_b: Tensor, votes: Tensor | None) -> Tensor:
+    """What both networks say together: the mean of their logits, or, where one abstains from a class, log-odds.
+
+    Log-odds of each class against the background, from the networks that vote on it.
 
     z_i = v_Ai (a_i - a_0) + v_Bi (b_i - b_0). Where both vote on every class, its softmax is that of the mean of the
     logits. Regions, which are sigmoids, have no background to compare with: z_i = v_Ai a_i + v_Bi b_i. A constant that
@@ -50,10 +52,12 @@ def combined_logits(logits_a: Tensor, logits_b: Tensor, votes: Tensor) -> Tensor
 
     Args:
         logits_a, logits_b: (b, c, *spatial).
-        votes: From `votes_of`, (2, k), background included: c = k for classes, c = k - 1 for regions.
+        votes: From `votes_of`, (2, k), background included: c = k for classes, c = k - 1 for regions. None: the mean.
 
     Source: own; the mean is DHC's.
     """
+    if votes is None:
+        return (logits_a + logits_b) / 2
     if votes.shape[1] == logits_a.shape[1]:
         logits_a, logits_b = logits_a - logits_a[:, :1], logits_b - logits_b[:, :1]
     else:

@@ -123,8 +123,7 @@ def claim(interval: Interval, p_adjusted: float | None, higher_is_better: bool) 
 
 def cases_for_claim(comparisons: int) -> int:
     """How many cases a claim needs, all of which must point the same way: 2 / 2^n * comparisons < 0.05."""
-    smallest = math.floor(math.log2(2 * max(comparisons, 1) / ALPHA)) + 1
-    return max(MIN_CASES_FOR_CLAIM, smallest)
+    return math.floor(math.log2(2 * max(comparisons, 1) / ALPHA)) + 1
 
 
 def frequency_groups(volumes: Sequence[float]) -> list[str]:

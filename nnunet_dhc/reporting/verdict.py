@@ -101,7 +101,7 @@ def _why_no_claim(found: dict[str, Any]) -> str:
 
 
 def _needed(found: dict[str, Any]) -> str:
-    comparisons = found.get("comparisons") or 1
+    comparisons = found.get("comparisons", 1)
     among = f" with {comparisons} comparisons" if comparisons > 1 else ""
     return f"{cases_for_claim(comparisons)} are needed{among}"
 

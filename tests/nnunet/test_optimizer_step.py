@@ -25,6 +25,13 @@ def made_up_trainer(scaler: torch.amp.GradScaler | None = None) -> SimpleNamespa
         can_be_continued=True, resume_command="the same command --c")
 
 
+def give_gradients(trainer: SimpleNamespace, of_a: float = 1.0) -> None:
+    """The same number for each parameter of a network, 1 for B."""
+    for value, network in zip((of_a, 1.0), trainer.pair.sub_networks, strict=True):
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+
+
 def outcome_of(total: float) -> StepOutcome:
     numbers = [torch.tensor(float(number)) for number in range(5)]
     loss = torch.tensor(total)
@@ -40,9 +47,7 @@ def test_both_networks_step_or_neither(mixed_precision, total, gradient, ending)
     trainer = made_up_trainer(torch.amp.GradScaler("cpu", init_scale=4.0) if mixed_precision else None)
     if mixed_precision:
         trainer.grad_scaler.scale(torch.ones(1))
-    for network in trainer.pair.sub_networks:
-        for parameter in network.parameters():
-            parameter.grad = torch.ones_like(parameter)
+    give_gradients(trainer)
     trainer.pair.sub_networks[0].bias.grad.fill_(gradient)
     before = [parameter.clone() for group in trainer.optimizer.param_groups for parameter in group["params"]]
     taken = OptimizerStep(trainer).take(outcome_of(total))
@@ -57,9 +62,7 @@ def test_both_networks_step_or_neither(mixed_precision, total, gradient, ending)
 
 def test_each_network_is_clipped_by_itself():
     trainer = made_up_trainer()
-    for factor, network in zip((1e3, 1.0), trainer.pair.sub_networks, strict=True):
-        for parameter in network.parameters():
-            parameter.grad = torch.full_like(parameter, factor)
+    give_gradients(trainer, of_a=1e3)
     before = OptimizerStep(trainer).clip_gradients()
     torch.testing.assert_close(before, torch.tensor([2e3, 2.0]))
     assert trainer.pair.sub_networks[0].bias.grad.item() == pytest.approx(GRADIENT_NORM_LIMIT / 2)
@@ -71,9 +74,7 @@ def test_steps_that_change_nothing_end_the_training_and_name_the_cases():
     step = OptimizerStep(trainer)
 
     def take(total):
-        for network in trainer.pair.sub_networks:
-            for parameter in network.parameters():
-                parameter.grad = torch.ones_like(parameter)
+        give_gradients(trainer)
         step.take(outcome_of(total))
         step.stop_if_nothing_changes(["case_1", "case_2"])
 
@@ -87,8 +88,6 @@ def test_steps_that_change_nothing_end_the_training_and_name_the_cases():
 def test_the_average_of_the_weights_follows_steps_that_change_them(total, updates):
     trainer, seen = made_up_trainer(), []
     trainer.averaged_pair = SimpleNamespace(update=seen.append)
-    for network in trainer.pair.sub_networks:
-        for parameter in network.parameters():
-            parameter.grad = torch.ones_like(parameter)
+    give_gradients(trainer)
     OptimizerStep(trainer).take(outcome_of(total))
     assert seen == [trainer.pair] * updates

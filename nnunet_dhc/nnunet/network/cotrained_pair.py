@@ -64,8 +64,6 @@ class CoTrainedPair(nn.Module):
         """What the pair says, from what its sub-networks say."""
         if isinstance(logits_a, (list, tuple)):
             return [self.combined(a, b) for a, b in zip(logits_a, logits_b, strict=True)]
-        if self.votes is None:
-            return (logits_a + logits_b) / 2
         return combined_logits(logits_a, logits_b, self.votes)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:

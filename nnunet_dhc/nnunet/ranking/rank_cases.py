@@ -104,8 +104,8 @@ class PairPredictor:
 
     def combined(self, logits: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """What the pair of one fold says, from what `logits` gave; float32."""
-        a, b = (of_network.float() for of_network in logits)
-        return (a + b) / 2 if self.votes is None else combined_logits(a[None], b[None], self.votes)[0]
+        a, b = (of_network[None].float() for of_network in logits)
+        return combined_logits(a, b, self.votes)[0]
 
     def label_maps(self, logits: tuple[torch.Tensor, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """Label maps of A and of B; what one abstains from is the other one's in both."""
